@@ -1,0 +1,73 @@
+"""Sfumato: diffusion and flow models as short compositions of the same few parts.
+
+Everything is imported on first use, so that ``import sfumato`` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from sfumato import (
+        data,
+        denoisers,
+        grids,
+        guidance,
+        laws,
+        metrics,
+        nets,
+        oracles,
+        processes,
+        recipes,
+        samplers,
+        schedules,
+        spaces,
+        testing,
+        training,
+    )
+    from sfumato.data.grid import show
+    from sfumato.errors import Refusal
+    from sfumato.processes import elbo, step_kl
+    from sfumato.randomness import Stream, Streams
+    from sfumato.samplers import sample, trajectory
+    from sfumato.training.diffusion import Diffusion, load
+    from sfumato.training.run import train
+
+_MODULES = {
+    "data", "denoisers", "grids", "guidance", "laws", "metrics", "nets", "oracles", "processes", "recipes", "samplers",
+    "schedules", "spaces", "testing", "training",
+}  # fmt: skip
+_NAMES = {
+    "sample": "sfumato.samplers",
+    "trajectory": "sfumato.samplers",
+    "step_kl": "sfumato.processes",
+    "elbo": "sfumato.processes",
+    "Stream": "sfumato.randomness",
+    "Streams": "sfumato.randomness",
+    "Refusal": "sfumato.errors",
+    "Diffusion": "sfumato.training.diffusion",
+    "load": "sfumato.training.diffusion",
+    "train": "sfumato.training.run",
+    "show": "sfumato.data.grid",
+}
+
+__all__ = [
+    "Diffusion", "Refusal", "Stream", "Streams", "data", "denoisers", "elbo", "grids", "guidance", "laws", "load",
+    "metrics", "nets", "oracles", "processes", "recipes", "sample", "samplers", "schedules", "show", "spaces",
+    "step_kl", "testing", "train", "training", "trajectory",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"sfumato.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    raise AttributeError(f"module 'sfumato' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

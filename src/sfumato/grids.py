@@ -1,0 +1,143 @@
+"""Time grids: pure functions ``(schedule, n) -> n + 1`` strictly decreasing float64 times that end in 0.
+
+The contract: ``n`` steps are exactly ``n`` steps for every ``n`` (integer arithmetic, never a float ``arange``), and
+the sampler is always handed the next entry, so nothing recomputes a previous time.  Grids that come from discrete
+practice (leading, linspace, trailing) read the number of training steps from the schedule's table, or take 1000.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from sfumato.errors import Refusal, nearest
+from sfumato.schedules import Schedule, log_snr, time_at
+
+Grid = Float64[Tensor, " n_plus_1"]
+
+
+def _check(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise Refusal(f"steps={n}: a grid needs a whole number of at least 1 step")
+
+
+def _table_steps(schedule: Schedule, n: int) -> int:
+    _check(n)
+    steps = int(getattr(schedule, "steps", 1000))
+    if n > steps:
+        raise Refusal(
+            f"steps={n} is more than the {steps} steps of the table; use at most {steps}, or the uniform grid"
+        )
+    return steps
+
+
+def _to_grid(indices: Iterable[int], steps: int) -> Grid:
+    return torch.tensor([*indices, 0], dtype=torch.float64) / steps
+
+
+def uniform(schedule: Schedule, n: int) -> Grid:
+    """``t = 1, 1 - 1/n, ..., 0``."""
+    _check(n)
+    return torch.arange(n, -1, -1, dtype=torch.float64) / n
+
+
+def leading(schedule: Schedule, n: int) -> Grid:
+    """Every ``T // n``-th table step from the first one up (DDIM, "leading"); starts below 1, ends through step 1."""
+    steps = _table_steps(schedule, n)
+    stride = steps // n
+    return _to_grid((k * stride + 1 for k in range(n - 1, -1, -1)), steps)
+
+
+def linspace(schedule: Schedule, n: int) -> Grid:
+    """``n`` table steps evenly from the last to the first, both included (rounded half to even), then 0."""
+    steps = _table_steps(schedule, n)
+    if n == 1:
+        return _to_grid([steps], steps)
+    return _to_grid((round((steps - 1) * k / (n - 1)) + 1 for k in range(n - 1, -1, -1)), steps)
+
+
+def trailing(schedule: Schedule, n: int) -> Grid:
+    """``T, T - T/n, ...`` rounded to table steps, then 0 (Lin et al. 2023): always starts at the prior."""
+    steps = _table_steps(schedule, n)
+    return _to_grid((round(steps * (n - k) / n) for k in range(n)), steps)
+
+
+def quadratic(schedule: Schedule, n: int) -> Grid:
+    """``t = (1 - k/n)^2``: finer near the data (DDIM, the quadratic choice of section D.2)."""
+    return uniform(schedule, n) ** 2
+
+
+#: Where a grid in log-SNR begins and ends when the schedule itself is unbounded: alpha/sigma of e^-6 and of e^6.
+LOG_SNR_SPAN = (-12.0, 12.0)
+
+
+def uniform_logsnr(schedule: Schedule, n: int) -> Grid:
+    """``n`` times evenly spaced in log-SNR between ``t = 1`` (or -12) and log-SNR 12, then 0 (DPM-Solver, section
+    3.2)."""
+    _check(n)
+    first = max(log_snr(schedule, 1.0), LOG_SNR_SPAN[0])
+    return _from_log_snr(schedule, torch.linspace(first, LOG_SNR_SPAN[1], n, dtype=torch.float64))
+
+
+def karras(schedule: Schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Grid:
+    """``n`` noise levels ``u = sigma/alpha`` evenly spaced in ``u^(1/rho)``, then 0 (Karras et al. 2022, eq. 5).
+
+    The range is cut to what the schedule covers.  Raises :class:`Refusal` unless ``0 < sigma_min < sigma_max``.
+    """
+    _check(n)
+    if not 0 < sigma_min < sigma_max:
+        raise Refusal(f"sigma_min={sigma_min}, sigma_max={sigma_max}: a grid needs 0 < sigma_min < sigma_max")
+    top = min(sigma_max, math.exp(-log_snr(schedule, 1.0) / 2))
+    level = torch.linspace(top ** (1 / rho), sigma_min ** (1 / rho), n, dtype=torch.float64) ** rho
+    return _from_log_snr(schedule, -2 * level.log())
+
+
+def _from_log_snr(schedule: Schedule, values: Tensor) -> Grid:
+    times = time_at(schedule, values)
+    times[0] = 1.0  # the prior is drawn at t = 1, also where the schedule's end lies beyond the first level
+    return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
+
+
+_GRIDS: dict[str, Callable[..., Grid]] = {
+    "uniform": uniform,
+    "leading": leading,
+    "linspace": linspace,
+    "trailing": trailing,
+    "uniform-logsnr": uniform_logsnr,
+    "karras": karras,
+    "quadratic": quadratic,
+}
+
+
+def get(name: str) -> Callable[..., Grid]:
+    """The grid function called ``name``; raises :class:`Refusal` for an unknown name."""
+    if name not in _GRIDS:
+        raise Refusal(f"unknown grid {name!r}; {nearest(name, _GRIDS)}")
+    return _GRIDS[name]
+
+
+def names() -> list[str]:
+    """The names of all grids."""
+    return list(_GRIDS)
+
+
+def validate(grid: Any) -> list[float]:
+    """A grid as python floats; raises :class:`Refusal` unless it falls strictly within [0, 1]."""
+    times = [float(t) for t in grid]
+    if len(times) < 2:
+        raise Refusal(f"a grid of {len(times)} times has no step; give at least a start and an end")
+    outside = [t for t in times if not 0.0 <= t <= 1.0]
+    if outside:
+        raise Refusal(
+            f"the grid holds t={outside[0]:g}, outside the schedule's [0, 1]; use a function of sfumato.grids"
+        )
+    for t, s in pairwise(times):
+        if not s < t:
+            raise Refusal(f"the grid goes from t={t:g} to {s:g}; sampling needs strictly decreasing times")
+    return times

@@ -1,0 +1,65 @@
+"""The evidence bound of any process, from its bridge alone.
+
+The contract: ``-log p(x0) <= KL(q(x_1|x0) || prior) + sum over the grid of KL(q(x_s|x_t,x0) || p(x_s|x_t))``, and the
+last term (``s = 0``) is the reconstruction ``-log p(x0|x_t)``.  With the exact belief the expected sum is the entropy
+of the data plus the KL of the prior, for every grid (Ho et al. 2020, eq. 5; Sohl-Dickstein et al. 2015).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+import torch
+
+from sfumato.core import RNG, Cond, Denoiser, Law, Process, Time
+from sfumato.grids import validate
+from sfumato.laws import Dirac
+
+
+def step_kl(process: Process[Any], q: Law[Any], x0: Any, x_t: Any, t: Time, s: Time) -> Any:
+    """``KL(q(x_s|x_t,x0) || p(x_s|x_t))`` in nats, ``[b]``: the ELBO term of DDPM, improved DDPM, D3PM and products.
+
+    At ``s = 0`` it is the reconstruction term ``-log p(x0|x_t)``; that needs a belief with a variance.
+    """
+    return process.bridge(x_t, Dirac(x0), t, s).kl(process.bridge(x_t, q, t, s))
+
+
+def add_parts(terms: Any) -> Any:
+    """The sum over parts of a per-part dict; a plain tensor as it is."""
+    return sum(add_parts(term) for term in terms.values()) if isinstance(terms, dict) else terms
+
+
+@final
+@dataclass(frozen=True)
+class Bound:
+    """The evidence bound of every sample in nats: its terms (``diffusion`` has one row per step above 0) and total."""
+
+    prior: torch.Tensor
+    diffusion: torch.Tensor
+    reconstruction: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """``prior + sum of diffusion + reconstruction``, shape ``[b]``."""
+        return self.prior + self.diffusion.sum(0) + self.reconstruction
+
+
+def elbo(
+    denoiser: Denoiser[Any], process: Process[Any], x0: Any, grid: Any, rng: RNG, cond: Cond | None = None
+) -> Bound:
+    """One Monte Carlo estimate of the negative ELBO of ``x0`` on ``grid`` (any decreasing times that end in 0), in
+    nats.
+
+    Every term draws its own ``x_t`` from the marginal.  Raises :class:`~sfumato.errors.Refusal` for a bad grid and for
+    beliefs without a closed-form KL.
+    """
+    times = validate(grid)
+    prior = add_parts(process.marginal(x0, times[0]).kl(process.prior(x0)))
+    terms = []
+    for t, s in pairwise(times):
+        x_t = process.marginal(x0, t).draw(rng)
+        terms.append(add_parts(step_kl(process, denoiser(x_t, t, cond), x0, x_t, t, s)))
+    diffusion = torch.stack(terms[:-1]) if len(terms) > 1 else torch.zeros((0, *terms[0].shape)).to(terms[0])
+    return Bound(prior, diffusion, terms[-1])

@@ -1,0 +1,69 @@
+"""Randomness is always explicit: an ``rng`` below the user-facing layer, drawn float32 on the CPU, then cast.
+
+The contract: the noise of a sample depends on that sample's seed alone.  With :class:`Streams` sample ``k`` owns its
+own generator, so it is bitwise the same alone, in any batch, in any order.  :class:`Stream` is one generator for a
+whole batch: training and Monte Carlo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sfumato.core import RNG
+from sfumato.errors import Refusal
+
+
+@final
+class Stream:
+    """One generator for a whole batch, seeded by ``seed`` (an int) or given as a ``torch.Generator`` on the CPU."""
+
+    def __init__(self, seed: int | torch.Generator) -> None:
+        self.generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+
+    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Standard normal float32 numbers of ``shape``."""
+        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+
+    def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Uniform float32 numbers in [0, 1) of ``shape``."""
+        return torch.rand(shape, generator=self.generator, dtype=torch.float32)
+
+
+@final
+class Streams:
+    """One generator per sample: sample ``k`` draws from ``seeds[k]`` only.  ``rows[k]`` limits it to its own rows."""
+
+    def __init__(self, seeds: Iterable[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+    def _fill(self, draw: Callable[..., Tensor], shape: tuple[int, ...], rows: Tensor | None) -> Tensor:
+        if shape[0] != len(self.generators):
+            raise Refusal(f"{shape[0]} samples but {len(self.generators)} seeds; give one seed per sample")
+        out = torch.zeros(shape, dtype=torch.float32)
+        for k, generator in enumerate(self.generators):
+            own = out[k] if rows is None else out[k, : int(rows[k])]
+            own.copy_(draw(own.shape, generator=generator, dtype=torch.float32))
+        return out
+
+    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Standard normal float32 numbers of ``shape``; raises :class:`Refusal` where ``shape[0]`` is not the seed
+        count."""
+        return self._fill(torch.randn, shape, rows)
+
+    def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Uniform float32 numbers in [0, 1) of ``shape``; raises like :meth:`normal`."""
+        return self._fill(torch.rand, shape, rows)
+
+
+def as_rng(rng: Any) -> RNG:
+    """An :class:`RNG` from what users hand in: an RNG as it is, a CPU ``torch.Generator``, or an int seed."""
+    if isinstance(rng, int | torch.Generator):
+        return Stream(rng)
+    if hasattr(rng, "normal") and hasattr(rng, "uniform"):
+        given: RNG = rng
+        return given
+    raise Refusal(f"rng={rng!r} is no source of randomness; use a Stream, Streams, a torch.Generator or an int seed")
