@@ -34,7 +34,7 @@ from sfumato.core import Cond, Law, Time
 from sfumato.errors import Refusal, nearest
 from sfumato.laws import Dirac, Normal
 from sfumato.processes.gaussian import Gaussian
-from sfumato.schedules import ZERO_ALPHA, rates
+from sfumato.schedules import ZERO_ALPHA, at, rates
 
 #: ``(alpha, sigma, d alpha/dt, d sigma/dt, sigma_data) -> (p, q)`` of the target ``F* = p x0 + q eps``.
 Coefficients = Callable[[Any, Any, Any, Any, float], tuple[Any, Any]]
@@ -74,6 +74,10 @@ PREDICTIONS: dict[str, Coefficients] = {
     "flow": _flow,
     "edm": _edm,
 }
+
+
+#: Predictions whose target needs the schedule's derivative; the others are spared its milliseconds at tensor times.
+_WITH_RATES = frozenset({"flow"})
 
 
 def express(prediction: str, process: Gaussian, x0: Tensor, x_t: Tensor, t: Time, sigma_data: float = 1.0) -> Tensor:
@@ -116,7 +120,10 @@ class GaussianHead:
         # float64 until the last moment: the differences below cancel near both ends
         device = "cpu" if x is None or x.device.type == "mps" else x.device
         reference = None if x is None else torch.empty((1,) * x.ndim, dtype=torch.float64, device=device)
-        alpha, sigma, dalpha, dsigma = rates(self.process.schedule, t, reference)
+        if self.prediction in _WITH_RATES:
+            alpha, sigma, dalpha, dsigma = rates(self.process.schedule, t, reference)
+        else:
+            (alpha, sigma), dalpha, dsigma = at(self.process.schedule, t, reference), math.nan, math.nan
         p, q = PREDICTIONS[self.prediction](alpha, sigma, dalpha, dsigma, self.sigma_data)
         return alpha, sigma, p, q
 

@@ -1,0 +1,293 @@
+"""What the verbs do.  The contract: everything is checked before anything is written, and nothing is written over."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from sfumato.errors import Refusal, nearest
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """The options that ``sample`` and ``eval`` share."""
+
+    n: int | None
+    label: list[str] | None
+    guidance: float | None
+    interval: tuple[float, float] | None
+    sampler: str | None
+    steps: int | None
+    grid: str | None
+    seed: int
+    batch: int
+    device: str
+    raw: bool
+
+    def samples(self, run: Path) -> Any:
+        """Load the run and sample: all classes in turn unless labels are given."""
+        from sfumato.training.diffusion import load
+
+        model = load(run, weights="raw" if self.raw else "ema", device=self.device)
+        label = self.label or list(model.classes) or None
+        n = self.n if self.n is not None else 8 * len(model.classes) or 64
+        return model.sample(
+            n,
+            label=label,
+            guidance=self.guidance,
+            interval=self.interval,
+            sampler=self.sampler,
+            steps=self.steps,
+            grid=self.grid,
+            seed=self.seed,
+            batch=self.batch,
+        )
+
+
+# ------------------------------------------------------------------------------------------------------------- list
+
+
+def _recipes() -> list[str]:
+    from sfumato import recipes
+
+    return [f"{name:<10} {recipes.get(name).title}  ({recipes.get(name).paper})" for name in recipes.names()]
+
+
+def _data() -> list[str]:
+    from sfumato import data
+
+    return list(data.names())
+
+
+def _samplers() -> list[str]:
+    from sfumato import samplers
+
+    return samplers.names()
+
+
+def _schedules() -> list[str]:
+    from sfumato import schedules
+
+    return schedules.names()
+
+
+def _grids() -> list[str]:
+    from sfumato import grids
+
+    return grids.names()
+
+
+def _nets() -> list[str]:
+    from sfumato import nets
+
+    return nets.names()
+
+
+PARTS: dict[str, Callable[[], list[str]]] = {
+    "recipes": _recipes,
+    "data": _data,
+    "samplers": _samplers,
+    "schedules": _schedules,
+    "grids": _grids,
+    "nets": _nets,
+}
+
+
+def list_parts(what: str) -> None:
+    """Print the names of one kind of part, or of all."""
+    if what != "all" and what not in PARTS:
+        raise Refusal(f"unknown part {what!r}; {nearest(what, PARTS)}")
+    for kind in PARTS if what == "all" else [what]:
+        if what == "all":
+            print(f"{kind}:")
+        for line in PARTS[kind]():
+            print(f"  {line}" if what == "all" else line)
+
+
+# ---------------------------------------------------------------------------------------------------------- inspect
+
+
+def inspect_target(target: str, sheet: Path | None) -> None:
+    """The report of a run folder or a data set."""
+    if Path(target).is_dir():
+        if sheet is not None:
+            raise Refusal(f"--sheet goes with data, {target} is a folder; leave it out")
+        inspect_run(Path(target))
+        return
+    from rich.console import Console
+
+    from sfumato import data
+
+    loaded = data.load(target)
+    path = sheet or Path(f"{Path(target).stem}-sheet.png")
+    if path.exists() and sheet is not None:
+        raise Refusal(f"{path} exists already and is kept; give another --sheet")
+    data.contact_sheet(loaded.train, path)
+    Console(highlight=False).print(loaded.report())
+    print(f"\ncontact sheet: {path}")
+
+
+def inspect_run(run: Path) -> None:
+    """Configuration, progress, checkpoints and latest measures of a run."""
+    from sfumato.training.checkpoint import newest, steps_of
+    from sfumato.training.diffusion import from_config, read_config
+    from sfumato.training.monitor import read_log
+
+    config = read_config(run)
+    model = from_config(config, run)
+    found, passed = newest(run)
+    settings, data = config["settings"], config["data"]
+    rows: list[tuple[str, object]] = [
+        ("run", run),
+        ("recipe", model.recipe),
+        ("data", f"{data['name']}, {data['train']} + {data['test']} images {data['shape']}"),
+        ("classes", ", ".join(model.classes) or "none"),
+        ("network", f"{config['parameters']:,} parameters, computes in {config['compute']}"),
+        ("horizon", _pairs(config["horizon"])),
+        ("seed", config["seed"]),
+        ("trained", f"{found.step} steps, {found.seconds:.0f} s" if found else "no checkpoint yet"),
+        ("checkpoints", ", ".join(f"step-{step}" for step in steps_of(run)) or "none"),
+        ("versions", _pairs(config["versions"])),
+        ("settings", _pairs(settings)),
+    ]
+    validations = [line for line in read_log(run / "log.jsonl") if line["kind"] == "validation"]
+    if validations:
+        levels = "  ".join(
+            f"{p['log_snr']:.1f}: {p['loss']:.3f}" for p in validations[-1]["levels"] if None not in p.values()
+        )
+        rows += [("held out", f"loss {validations[-1]['loss']:.4f} at step {validations[-1]['step']}")]
+        rows += [("by log-SNR", levels)]
+    rows += [("metric", f"{m['name']} {m['value']:.4g} (n {m['n']})") for m in read_log(run / "metrics.jsonl")[-6:]]
+    rows += [("damaged", line) for line in passed]
+    for name, value in rows:
+        print(f"{name:<12} {value}")
+
+
+def _pairs(value: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in value.items())
+
+
+# ------------------------------------------------------------------------------------------------------------ train
+
+
+def read_settings(path: Path | None, pairs: list[str]) -> dict[str, Any]:
+    """Settings from a file, then from ``KEY=VALUE`` pairs; a run's own ``config.json`` gives its settings."""
+    settings: dict[str, Any] = {}
+    if path is not None:
+        try:
+            text = path.read_text()
+            settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise Refusal(f"{path} is no {'TOML' if path.suffix == '.toml' else 'JSON'} file: {error}") from None
+        if not isinstance(settings, dict):
+            raise Refusal(f"{path} holds no settings; write KEY = VALUE lines in a .toml file")
+        if isinstance(settings.get("settings"), dict):
+            settings = settings["settings"]
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise Refusal(f"--set {pair}: write KEY=VALUE, e.g. --set lr=0.001")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def train_run(
+    recipe: str,
+    data: str,
+    out: Path,
+    minutes: float | None,
+    steps: int | None,
+    resume: bool,
+    seed: int,
+    device: str,
+    config: Path | None,
+    pairs: list[str],
+) -> None:
+    """Train and say how to sample."""
+    from sfumato.training.run import train
+
+    settings = read_settings(config, pairs)
+    clash = set(settings) & {"minutes", "out", "seed", "resume", "device", "quiet", "recipe", "data", "steps"}
+    if clash:
+        raise Refusal(f"setting {min(clash)!r} is an option; give it as --{min(clash)}")
+    train(recipe, data, minutes=minutes, steps=steps, out=out, resume=resume, seed=seed, device=device, **settings)
+    print(f"trained: {out}")
+    print(f"sample:  {sample_command(out)}")
+
+
+def sample_command(run: Path) -> str:
+    """The exact command that samples from ``run``."""
+    return f"sfumato sample {run} --out {new_folder_for(run)}"
+
+
+def new_folder_for(run: Path) -> Path:
+    """``RUN/samples``, or the first of ``RUN/samples-2``, ``-3``, ... that is free."""
+    folder, k = run / "samples", 2
+    while folder.exists():
+        folder, k = run / f"samples-{k}", k + 1
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------- sample, evaluate
+
+
+def check_free(out: Path) -> None:
+    """Refuse an output folder that holds something, before any work."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refusal(f"{out} exists already and is kept; give another --out")
+
+
+def sample_run(run: Path, job: Job, out: Path | None) -> None:
+    """Sample and save."""
+    target = out or new_folder_for(run)
+    check_free(target)
+    samples = job.samples(run).noting({"run": str(run)})
+    samples.save(target)
+    record = samples.record
+    print(
+        f"{len(samples)} samples in {record['seconds']:.1f} s: {record['sampler']}, {record['steps']} steps, "
+        f"{record['nfe']} evaluations each, guidance {record['guidance']:g}"
+    )
+    print(f"{target}: grid.png, samples.npz, samples.json")
+
+
+def evaluate_run(run: Path, job: Job, out: Path | None) -> None:
+    """Sample, save where asked, measure, print the table, append the records to ``RUN/metrics.jsonl``."""
+    from sfumato import data, metrics
+    from sfumato.training.diffusion import read_config
+
+    if out is not None:
+        check_free(out)
+    loaded = data.load(read_config(run)["data"]["name"])
+    least, most = metrics.limits(loaded)
+    if job.n is not None and not least <= job.n <= most:
+        raise Refusal(f"n={job.n}: {loaded.name} can be evaluated with {least} to {most} samples")
+    samples = job.samples(run).noting({"run": str(run)})
+    if out is not None:
+        samples.save(out)
+        print(f"{out}: grid.png, samples.npz, samples.json")
+    measure(run, samples, loaded)
+
+
+#: What a metric's record keeps of how its samples were made.
+GENERATED = (
+    "sampler", "steps", "grid", "nfe", "network_rows_per_sample", "guidance", "interval", "clip", "weights", "compute",
+)  # fmt: skip
+
+
+def measure(run: Path, samples: Any, data: Any) -> None:
+    """Evaluate samples against ``data``; prints the table and appends the records to ``RUN/metrics.jsonl``."""
+    from sfumato import metrics
+
+    generated = {key: samples.record[key] for key in GENERATED} | {"seed": samples.record["seeds"][0]}
+    generated["nfe"] = float(generated["nfe"])
+    records = metrics.evaluate(samples.x, samples.index(), data, generated=generated)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
+    print(metrics.table(records))
+    print(f"appended to {run / 'metrics.jsonl'}")

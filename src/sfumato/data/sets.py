@@ -1,0 +1,96 @@
+"""What a data set is: two fixed splits of uint8 images in memory, their labels, and the transform to the model's units.
+
+The contract: ``len(split)`` images ``[n, c, h, w]`` and as many labels in ``0..K-1``, or none at all; train and test
+have one shape; nothing here changes after it is made, so two loads of one name are equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from sfumato.data.report import Report
+from sfumato.data.transforms import Transform
+from sfumato.errors import Refusal, nearest
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images ``x`` uint8 ``[n, c, h, w]`` and their classes ``label`` int64 ``[n]`` (``None``: unlabelled)."""
+
+    x: UInt8[Tensor, "n c h w"]
+    label: Int64[Tensor, " n"] | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def counts(self, classes: int) -> tuple[int, ...]:
+        """How many images of every class there are; empty without labels."""
+        return () if self.label is None else tuple(torch.bincount(self.label, minlength=classes).tolist())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A named data set.  ``load(data.name)`` gives it again (for a file, the name is its absolute path)."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    transform: Transform
+    source: str
+    licence: str
+    sha256: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of one image."""
+        _, c, h, w = self.train.x.shape
+        return c, h, w
+
+    def class_index(self, name: str) -> int:
+        """The label of the class called ``name``.  Raises :class:`Refusal` with the nearest names."""
+        if name not in self.classes:
+            raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
+        return self.classes.index(name)
+
+    def spec(self) -> dict[str, Any]:
+        """What a checkpoint stores of it (JSON)."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "transform": self.transform.to_json(),
+            "train": len(self.train),
+            "test": len(self.test),
+            "source": self.source,
+            "licence": self.licence,
+            "sha256": self.sha256,
+        }
+
+    def report(self) -> Report:
+        """Count, shape, range, classes with their counts, source and licence."""
+        splits = (self.train, self.test)
+        pixels = sum(split.x.numel() for split in splits)
+        return Report(
+            name=self.name,
+            train=len(self.train),
+            test=len(self.test),
+            shape=self.shape,
+            dtype=str(self.train.x.dtype).removeprefix("torch."),
+            minimum=min(int(split.x.min()) for split in splits),
+            maximum=max(int(split.x.max()) for split in splits),
+            mean=sum(int(split.x.sum(dtype=torch.int64)) for split in splits) / pixels,
+            classes=self.classes,
+            train_counts=self.train.counts(len(self.classes)),
+            test_counts=self.test.counts(len(self.classes)),
+            source=self.source,
+            licence=self.licence,
+            sha256=self.sha256,
+        )

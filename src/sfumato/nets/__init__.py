@@ -1,0 +1,34 @@
+"""Networks: maps from ``(x, t, cond)`` to a tensor.  They know nothing of diffusion.
+
+``get(name, **settings)`` builds one; ``net.settings`` rebuilds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sfumato.nets.precision import best_dtype
+from sfumato.nets.unet import UNet
+from sfumato.registry import Registry
+
+_registry: Registry[nn.Module] = Registry("network")
+_registry.add("unet", UNet)
+
+
+def names() -> list[str]:
+    """The names of all networks."""
+    return list(_registry)
+
+
+def get(name: str, **settings: Any) -> nn.Module:
+    """Build the network called ``name``; an unknown name or setting is refused with the nearest.
+
+    >>> get("unet", in_channels=1, out_channels=1, size=(28, 28)).settings["blocks"]
+    2
+    """
+    return _registry.get(name, **settings)
+
+
+__all__ = ["UNet", "best_dtype", "get", "names"]

@@ -1,0 +1,59 @@
+"""Rectified flow, the same as flow matching with the straight (conditional optimal transport) path.
+
+Liu, Gong, Liu 2022, "Flow Straight and Fast", https://arxiv.org/abs/2209.03003;
+Lipman et al. 2022, "Flow Matching for Generative Modeling", https://arxiv.org/abs/2210.02747.
+
+* path: ``x_t = (1 - t) x0 + t eps`` (time runs from data to noise here);
+* loss (Liu et al., eq. 1): ``E |v_theta(x_t, t) - (eps - x0)|^2``, ``t`` uniform on (0, 1]; ``time_law=logit-normal``
+  is the choice of Esser et al. 2024 (Stable Diffusion 3, section 3.1), https://arxiv.org/abs/2403.03206;
+* sampling: an ODE solver from ``t = 1`` to 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from sfumato import schedules
+from sfumato.denoisers import GaussianHead, Preconditioned
+from sfumato.processes.gaussian import Gaussian
+from sfumato.recipes.recipe import Recipe
+from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
+from sfumato.training.times import LogitNormal, TimeLaw, Uniform
+
+
+@final
+@dataclass(frozen=True)
+class Settings:
+    """``time_law``: uniform or logit-normal, the latter with ``time_mean`` and ``time_std``."""
+
+    time_law: str = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    network: Network = Network()
+    optimisation: Optimisation = Optimisation()
+    sampling: Sampling = Sampling(sampler="heun", grid="uniform", sampling_steps=10, guidance=2.0, clip=False)
+    reporting: Reporting = Reporting()
+
+    def __post_init__(self) -> None:
+        choose("time_law", self.time_law, ("uniform", "logit-normal"))
+        require(self.time_std > 0, "time_std", self.time_std, "a positive number")
+
+
+def compose(settings: Settings, net: Any) -> tuple[Preconditioned, TimeLaw]:
+    """The straight path, a network that predicts its velocity, and the chosen times."""
+    laws: dict[str, TimeLaw] = {
+        "uniform": Uniform(),
+        "logit-normal": LogitNormal(settings.time_mean, settings.time_std),
+    }
+    process = Gaussian(schedules.get("flow"))
+    return Preconditioned(net, GaussianHead(process, "flow")), laws[settings.time_law]
+
+
+RECIPE = Recipe(
+    name="flow",
+    title="rectified flow: the straight path, velocity prediction",
+    paper="Liu et al. 2022, arXiv 2209.03003",
+    defaults=Settings(),
+    compose=compose,
+)

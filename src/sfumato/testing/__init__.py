@@ -1,0 +1,88 @@
+"""The laws of the library as a public kit: check your own schedule, process, denoiser or sampler with one call.
+
+The contract: every ``check_*`` returns nothing of note when the law holds and raises ``AssertionError`` with one line
+naming the law, the numbers and the tolerance when it does not.  The library's own tests call exactly these functions.
+
+=====================  ===============================================================================================
+``check_schedule``     exact ends, falling log-SNR, derivatives, inverse;  ``check_grid``: exactly n falling steps
+``check_law``          densities, KL, tilt, pool against draws
+``check_process``      bridge, forward, Markov joint, membership, closed forms, rate, ends;  ``check_elbo``: the entropy
+``check_denoiser``     the protocol;  ``check_predictions``: one belief, six predictions;  ``check_training``
+``check_sampler``      recovery, ends, streams, driver;  ``check_order``: measured order is declared order
+=====================  ===============================================================================================
+"""
+
+from sfumato.testing.denoisers import check_belief_at_data, check_denoiser, check_predictions, check_training
+from sfumato.testing.laws import check_law, check_pool, check_same_law
+from sfumato.testing.models import MLP, Independent, OracleNet, Parts
+from sfumato.testing.processes import (
+    check_belief_bridge,
+    check_bridge,
+    check_coupling,
+    check_elbo,
+    check_ends_of_process,
+    check_equivariance,
+    check_markov,
+    check_process,
+    check_rate,
+)
+from sfumato.testing.samplers import (
+    check_driver,
+    check_ends,
+    check_order,
+    check_order_at_ends,
+    check_recovery,
+    check_same_path,
+    check_sampler,
+    check_streams,
+    check_threads,
+    log_snr_grid,
+    measure_order,
+    mode_weights,
+)
+from sfumato.testing.schedules import check_grid, check_schedule
+from sfumato.testing.sigma_points import SigmaPoints
+from sfumato.testing.statistics import columns, sliced_w2, slope, z_gap, z_mean
+
+__all__ = [
+    "MLP",
+    "Independent",
+    "OracleNet",
+    "Parts",
+    "SigmaPoints",
+    "check_belief_at_data",
+    "check_belief_bridge",
+    "check_bridge",
+    "check_coupling",
+    "check_denoiser",
+    "check_driver",
+    "check_elbo",
+    "check_ends",
+    "check_ends_of_process",
+    "check_equivariance",
+    "check_grid",
+    "check_law",
+    "check_markov",
+    "check_order",
+    "check_order_at_ends",
+    "check_pool",
+    "check_predictions",
+    "check_process",
+    "check_rate",
+    "check_recovery",
+    "check_same_law",
+    "check_same_path",
+    "check_sampler",
+    "check_schedule",
+    "check_streams",
+    "check_threads",
+    "check_training",
+    "columns",
+    "log_snr_grid",
+    "measure_order",
+    "mode_weights",
+    "sliced_w2",
+    "slope",
+    "z_gap",
+    "z_mean",
+]

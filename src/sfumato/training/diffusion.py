@@ -1,0 +1,265 @@
+"""A diffusion model as a whole: what training trains, what a run folder stores, what a user samples from.
+
+The contract: a :class:`Diffusion` is a denoiser, its process, the law of its training times and the data's transform,
+and all of it is rebuilt from ``config.json`` and ``model.safetensors`` alone.  Sample ``k`` depends on its seed,
+``seed + k``, and its own settings only: its noise is bitwise the same in any batch.  Sampling keeps no state, so
+threads may share a model.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import sfumato
+from sfumato.core import RNG
+from sfumato.data.transforms import Transform
+from sfumato.denoisers import Preconditioned
+from sfumato.errors import Refusal
+from sfumato.schedules import log_snr
+from sfumato.training.files import make_folder, pack_tensors, read_json, to_json, unpack_tensors, write_bytes
+from sfumato.training.objectives import prediction_loss
+from sfumato.training.samples import Samples
+from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, flatten
+from sfumato.training.times import TimeLaw
+
+FORMAT = 1
+
+
+@runtime_checkable
+class RecipeSettings(Protocol):
+    """The groups that the settings of every recipe hold, beside what is its own."""
+
+    @property
+    def network(self) -> Network: ...
+    @property
+    def optimisation(self) -> Optimisation: ...
+    @property
+    def sampling(self) -> Sampling: ...
+    @property
+    def reporting(self) -> Reporting: ...
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """A model for images.  ``recipe`` and ``settings`` rebuild it; ``data`` is the specification of its data.
+
+    ``classes`` is empty for an unconditional model.  ``origin`` records seed and horizon of the training;
+    ``weights`` is ``"ema"`` or ``"raw"``.
+    """
+
+    recipe: str
+    settings: RecipeSettings
+    data: Mapping[str, Any]
+    transform: Transform
+    classes: tuple[str, ...]
+    denoiser: Preconditioned
+    times: TimeLaw
+    origin: Mapping[str, Any]
+    weights: str = "raw"
+
+    @property
+    def net(self) -> Any:
+        """The network (an ``nn.Module``)."""
+        return self.denoiser.net
+
+    @property
+    def process(self) -> Any:
+        """The Gaussian process the denoiser was built for."""
+        return self.denoiser.head.process
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        device: torch.device = next(iter(self.net.parameters())).device
+        return device
+
+    def with_net(self, net: Any, weights: str) -> Diffusion:
+        """The same model around other weights, called ``weights``."""
+        return replace(self, denoiser=replace(self.denoiser, net=net), weights=weights)
+
+    # ---------------------------------------------------------------------------------------------------- training
+
+    def draw_times(self, n: int, rng: RNG) -> Float[Tensor, " n"]:
+        """Training times ``[n]``, float64: independent, or an even spread with one random offset."""
+        if self.settings.optimisation.low_discrepancy:
+            u = (rng.uniform((1,)).double() + torch.arange(n, dtype=torch.float64) / n) % 1.0
+        else:
+            u = rng.uniform((n,)).double()
+        return self.times(u)
+
+    def drop_labels(self, label: Tensor | None, rng: RNG) -> dict[str, Tensor] | None:
+        """The training condition: labels, a share of them replaced by the null label (Ho and Salimans 2022, alg. 1)."""
+        if not self.classes or label is None:
+            return None
+        dropped = rng.uniform((len(label),)).to(label.device) < self.settings.optimisation.label_dropout
+        return {"label": torch.where(dropped, len(self.classes), label)}
+
+    def losses(self, batch: Mapping[str, Tensor], rng: RNG) -> dict[str, Tensor]:
+        """The mean square error of the network's own target, ``[b]``, for uint8 ``batch["x"] [b, c, h, w]``."""
+        x0 = self.transform.encode(batch["x"])
+        t = self.draw_times(len(x0), rng).to(x0.device)
+        cond = self.drop_labels(batch.get("label"), rng)
+        return {"net": prediction_loss(self.denoiser, x0, t, cond, rng)}
+
+    def losses_at(self, batch: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Float[Tensor, " b"]:
+        """The loss ``[b]`` at given times and noise, every label shown: what validation measures."""
+        x0 = self.transform.encode(batch["x"])
+        cond = {"label": batch["label"]} if self.classes else None
+        return prediction_loss(self.denoiser, x0, t, cond, _NoDraw(), eps)
+
+    def describe_level(self, n: int, worst: int, rng: RNG) -> str:
+        """The noise level of sample ``worst`` of a batch of ``n`` whose step drew from ``rng``."""
+        t = float(self.draw_times(n, rng)[worst])
+        return f"t={t:.4f}, log-SNR {log_snr(self.process.schedule, t):.2f}"
+
+    # ---------------------------------------------------------------------------------------------------- sampling
+
+    def sample(
+        self,
+        n: int = 16,
+        *,
+        label: str | int | Sequence[str | int] | None = None,
+        guidance: float | None = None,
+        interval: tuple[float, float] | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        grid: str | None = None,
+        seed: int = 0,
+        batch: int = 256,
+    ) -> Samples:
+        """``n`` samples in the data's units (uint8), with the record of how they were made.
+
+        ``label``: a class name, or a list of them taken in turn; None draws without a label.  ``guidance``: 1 is plain
+        conditional, more is stronger; ``interval``: guide only at ``low < t <= high``.  ``sampler``, ``steps``,
+        ``grid``: the recipe's own unless given.  Sample ``k`` has seed ``seed + k``; ``batch`` changes the speed
+        alone.  Raises :class:`Refusal` for anything that does not fit the model, and where a state stops being finite.
+        """
+        from sfumato.training.sampling import draw, plan
+
+        return draw(
+            self,
+            plan(
+                self, n, label, guidance=guidance, interval=interval, sampler=sampler, steps=steps, grid=grid, seed=seed
+            ),
+            batch=batch,
+        )
+
+    # ----------------------------------------------------------------------------------------------------- storing
+
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` holds."""
+        return {
+            "format": FORMAT,
+            "recipe": self.recipe,
+            "settings": flatten(self.settings),
+            "data": dict(self.data),
+            "conditional": bool(self.classes),
+            "parameters": sum(p.numel() for p in self.net.parameters()),
+            "compute": str(self.net.compute_dtype).removeprefix("torch."),
+            "versions": {
+                "sfumato": sfumato.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            **self.origin,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` into ``folder``; raises :class:`Refusal` over another run."""
+        folder = make_folder(Path(folder))
+        if (folder / "config.json").exists():
+            raise Refusal(f"{folder} holds a run already and is kept; give another folder")
+        self.save_weights(folder)
+        write_bytes(folder / "config.json", to_json(self.config()))
+        return folder
+
+    def save_weights(self, folder: Path) -> None:
+        """Replace ``model.safetensors`` (it carries its own checksum) atomically."""
+        write_bytes(folder / "model.safetensors", pack_tensors(self.net.state_dict()))
+
+
+class _NoDraw:
+    """Stands where randomness must not be used."""
+
+    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        raise AssertionError("the noise was given; nothing may be drawn")
+
+    uniform = normal
+
+
+def load_weights(net: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy ``tensors`` into ``net``; raises :class:`Refusal` naming the first that is missing, extra or misshaped."""
+    own = net.state_dict()
+    for name in own.keys() | tensors.keys():
+        found, needed = tensors.get(name), own.get(name)
+        if found is None or needed is None or found.shape != needed.shape:
+            shapes = f"{_shape(found)} in the file, {_shape(needed)} in the network"
+            raise Refusal(f"{source} does not fit its config.json at {name}: {shapes}; restore the file or train again")
+    net.load_state_dict(dict(tensors))
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else str(list(tensor.shape))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """``RUN/config.json``, checked for its format; raises :class:`Refusal` where it is missing, damaged or newer."""
+    if not run.is_dir():
+        raise Refusal(f"{run} is not a folder; give the --out of a training run")
+    config = read_json(run / "config.json")
+    if config.get("format") != FORMAT:
+        raise Refusal(
+            f"{run}/config.json has format {config.get('format')!r}, this version reads {FORMAT}; update sfumato"
+        )
+    missing = {"recipe", "settings", "data", "seed", "horizon"} - config.keys()
+    if missing:
+        raise Refusal(f"{run}/config.json is damaged (no {min(missing)}); restore it or train again")
+    return config
+
+
+def from_config(config: Mapping[str, Any], run: Path) -> Diffusion:
+    """An untrained model from a configuration; raises :class:`Refusal` where the recipe or a setting is unknown."""
+    from sfumato import recipes
+    from sfumato.training.settings import resolve
+
+    recipe = recipes.get(str(config["recipe"]))
+    try:
+        settings = resolve(recipe.defaults, config["settings"])
+        origin = {key: config[key] for key in ("seed", "horizon")}
+        return recipe.build(settings, config["data"], origin)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Refusal(f"{run}/config.json is damaged ({error}); restore it or train again") from None
+
+
+def load(run: str | Path, *, weights: str = "ema", device: str = "auto") -> Diffusion:
+    """The model in a run folder, ready to sample.
+
+    ``weights``: ``"ema"`` (``model.safetensors``) or ``"raw"``, the trained weights of the newest checkpoint.  Raises
+    :class:`Refusal` where a file is missing, damaged or does not fit.
+    """
+    from sfumato.training.checkpoint import newest
+    from sfumato.training.devices import resolve_device
+    from sfumato.training.settings import choose
+
+    run = Path(run)
+    choose("weights", weights, ("ema", "raw"))
+    model = from_config(read_config(run), run)
+    if weights == "ema":
+        source = run / "model.safetensors"
+        load_weights(model.net, unpack_tensors(source), source)
+    else:
+        checkpoint, _ = newest(run)
+        if checkpoint is None:
+            raise Refusal(f"{run} has no checkpoint with raw weights; sample its EMA weights instead")
+        load_weights(model.net, checkpoint.model, run / "checkpoints")
+    model.net.to(resolve_device(device)).eval().requires_grad_(False)
+    return replace(model, weights=weights)

@@ -1,0 +1,284 @@
+"""``train``: a recipe and data to a trained model and its run folder.
+
+The contract: ``config.json`` is written once, at the start, and fixes everything that decides the result (recipe,
+settings, data, horizon, seed); ``--resume`` continues it exactly and refuses anything that contradicts it.  A run
+folder always holds the last good checkpoint, whatever stops the run.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+from sfumato.data.loading import load as load_data
+from sfumato.data.sets import Data
+from sfumato.errors import Refusal
+from sfumato.training import checkpoint as checkpoints
+from sfumato.training import horizon as horizons
+from sfumato.training.checkpoint import Checkpoint
+from sfumato.training.devices import place_for_training, resolve_device
+from sfumato.training.diffusion import Diffusion, from_config, load_weights, read_config
+from sfumato.training.ema import EMA
+from sfumato.training.files import make_folder, to_json, write_bytes
+from sfumato.training.horizon import Clock, Horizon
+from sfumato.training.loop import Dataset, train_steps
+from sfumato.training.monitor import Log, Progress, Reporter, progress
+from sfumato.training.optim import Optimiser
+from sfumato.training.settings import resolve
+from sfumato.training.validation import Validation
+
+#: Where neither minutes nor steps are given.
+DEFAULT_MINUTES = 3.0
+#: The final report may take this much longer than the longest seen so far.
+RESERVE = 1.25
+
+
+class Stopped(KeyboardInterrupt):
+    """Training was interrupted and saved; the message says how to go on."""
+
+
+def train(
+    recipe: str,
+    data: Data | str | Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+    **settings: Any,
+) -> Diffusion:
+    """Train ``recipe`` on ``data`` and return the model with its EMA weights, in evaluation mode.
+
+    ``minutes`` or ``steps``: the horizon (3 minutes unless given).  ``out``: the run folder; without one nothing is
+    written. ``settings``: the recipe's, by their flat names.  ``resume``: continue the run in ``out``.  Raises
+    :class:`Refusal` for an unknown name or setting, an image size that does not fit, a run that exists, a resume that
+    contradicts the run, or a folder that cannot be written; :class:`~sfumato.training.loop.Diverged` where the loss
+    stops being finite; and :class:`Stopped` on Ctrl-C, after saving.
+    """
+    resolve_device(device)
+    asked = horizons.choose(minutes, steps)
+    loaded = data if isinstance(data, Data) else load_data(data)
+    run = None if out is None else Path(out)
+    if resume and run is None:
+        raise Refusal("resume needs out: the run folder to continue")
+    if seed < 0:
+        raise Refusal(f"seed={seed}: seeds are 0 or more")
+    if resume and run is not None:
+        model, horizon = _resumed(run, recipe, loaded, asked, seed, settings)
+    else:
+        horizon = asked or horizons.Seconds(60 * DEFAULT_MINUTES)
+        model = _fresh(recipe, loaded, horizon, seed, settings)
+        if run is not None:
+            _claim(run, model)
+    with _Interrupt.caught(run) as interrupt:
+        return _Run(model, loaded, run, horizon, device).go(interrupt, quiet)
+
+
+def _fresh(recipe: str, data: Data, horizon: Horizon, seed: int, settings: Mapping[str, Any]) -> Diffusion:
+    from sfumato import recipes
+
+    chosen = recipes.get(recipe)
+    return chosen.build(resolve(chosen.defaults, settings), data.spec(), {"seed": seed, "horizon": horizon.to_json()})
+
+
+def _claim(run: Path, model: Diffusion) -> None:
+    """Make the run folder with its configuration; refuses a folder that holds anything."""
+    if run.exists() and not run.is_dir():
+        raise Refusal(f"{run} is a file; give a folder for --out")
+    if run.is_dir() and any(run.iterdir()):
+        what = (
+            "holds a run already; continue it with --resume or" if (run / "config.json").exists() else "is not empty;"
+        )
+        raise Refusal(f"{run} {what} give another --out")
+    make_folder(run / "grids")
+    write_bytes(run / "config.json", to_json(model.config()))
+
+
+def _resumed(
+    run: Path, recipe: str, data: Data, asked: Horizon | None, seed: int, settings: Mapping[str, Any]
+) -> tuple[Diffusion, Horizon]:
+    """The model and horizon of ``run``, after everything asked for agreed with them."""
+    config = read_config(run)
+    model = from_config(config, run)
+    horizon = horizons.from_json(config["horizon"])
+    wanted: list[tuple[str, Any, Any]] = [("recipe", recipe, config["recipe"])]
+    from sfumato import recipes
+
+    chosen = recipes.get(recipe)
+    if recipe == config["recipe"]:
+        given = resolve(chosen.defaults, dict(config["settings"]) | dict(settings))
+        wanted += _differences(given, model.settings)
+    spec = data.spec()
+    wanted += [(f"data {key}", spec[key], config["data"].get(key)) for key in ("name", "shape", "classes", "sha256")]
+    wanted += [("seed", seed, config["seed"])] if seed else []
+    wanted += [("horizon", asked.to_json(), horizon.to_json())] if asked is not None else []
+    for what, now, then in wanted:
+        if now != then:
+            raise Refusal(
+                f"{run} was trained with {what} {_show(then)}, not {_show(now)}; leave it out or give another --out"
+            )
+    return model, horizon
+
+
+def _differences(given: Any, stored: Any) -> list[tuple[str, Any, Any]]:
+    from sfumato.training.settings import flatten
+
+    now, then = flatten(given), flatten(stored)
+    return [(key, now[key], then[key]) for key in now]
+
+
+def _show(value: Any) -> str:
+    return ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+@final
+class _Interrupt:
+    """Remembers that the user asked to stop; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @classmethod
+    @contextmanager
+    def caught(cls, run: Path | None) -> Iterator[_Interrupt]:
+        """Catch Ctrl-C and SIGTERM for the length of a run that can be saved (in the main thread; elsewhere neither
+        comes).
+        """
+        interrupt = cls()
+        if run is None or threading.current_thread() is not threading.main_thread():
+            yield interrupt
+            return
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield interrupt
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@final
+@dataclass
+class _Run:
+    """One part of a run, from its newest checkpoint (or the start) to its end or an interrupt."""
+
+    model: Diffusion
+    data: Data
+    run: Path | None
+    horizon: Horizon
+    device: str
+
+    def go(self, interrupt: _Interrupt, quiet: bool) -> Diffusion:
+        """Train to the end of the horizon."""
+        settings = self.model.settings
+        self.model.net.train()
+        self.optimiser = Optimiser(self.model.net, settings.optimisation)
+        device = place_for_training(self.model.net, self.optimiser.inner, self.device)
+        self.ema = EMA(self.model.net, settings.optimisation.ema)
+        self.sampled = self.model.with_net(self.ema.net, "ema")
+        self.step, self.saved, self.clock = 0, -1, Clock()
+        with progress(f"{self.model.recipe} on {self.data.name}", quiet=quiet) as display:
+            self._restore(display)
+            validation = Validation(
+                self.model, self.data.test, settings.reporting.validation_images, seed=int(self.model.origin["seed"]),
+                batch=settings.optimisation.batch,
+            )  # fmt: skip
+            log = Log(self.run / "log.jsonl" if self.run else None, self.step)
+            title = f"{self.model.recipe} on {self.data.name}, {self.horizon}"
+            reporter = Reporter(self.run, log, validation, display, settings.reporting, title)
+            dataset = Dataset(self.data.train.x, self.data.train.label, device)
+            self._steps(dataset, reporter, display, interrupt)
+        if self.run is not None and not (self.run / "model.safetensors").exists():
+            self._save()  # finished, but stopped between the last checkpoint and its weights
+        return self.sampled
+
+    def _steps(self, dataset: Dataset, reporter: Reporter, display: Progress, interrupt: _Interrupt) -> None:
+        settings = self.model.settings
+        reports = settings.reporting.reports
+        done = self.horizon.progress(self.step, self.clock)
+        last_save = self.clock.seconds()
+        steps = train_steps(
+            self.model, dataset, {"net": self.optimiser}, self.horizon, batch=settings.optimisation.batch,
+            seed=int(self.model.origin["seed"]), start=self.step, clock=self.clock,
+        )  # fmt: skip
+        for step in steps:
+            self.step = step.step
+            self.ema.update(step.step)
+            reporter.log.step(step)
+            before, done = done, self.horizon.progress(step.step, self.clock)
+            display.step(step, done, self.horizon.remaining(step.step, self.clock))
+            if done >= 1 or int(done * reports) > int(before * reports):
+                began = self.clock.seconds()
+                reporter.report(self.sampled, step, self.horizon, self.clock)
+                self._save()  # before the pictures: a full disk costs pictures, not weights
+                reporter.pictures(self.sampled, step, done >= 1)
+                last_save = self.clock.seconds()
+                self.clock.reserve = max(self.clock.reserve, RESERVE * (last_save - began))
+                done = max(done, self.horizon.progress(step.step, self.clock))
+            elif self.clock.seconds() - last_save > settings.reporting.checkpoint_seconds:
+                self._save()
+                last_save = self.clock.seconds()
+            if interrupt.asked and done < 1:
+                reporter.log.flush()
+                self._save()
+                reporter.plot()
+                raise Stopped(f"stopped at step {self.step} and saved; continue with: {self.resume_command()}")
+
+    def resume_command(self) -> str:
+        """The command that continues this run."""
+        return f"sfumato train {self.model.recipe} --data {self.data.name} --out {self.run} --resume"
+
+    def _restore(self, display: Progress) -> None:
+        """Continue from the newest whole checkpoint, if the run has one."""
+        found, passed = checkpoints.newest(self.run) if self.run is not None else (None, [])
+        for line in passed:
+            display.say(f"passed over: {line}")
+        if self.run is not None:
+            checkpoints.sweep(self.run)
+        if found is None or self.run is None:
+            return
+        source = checkpoints.folder_of(self.run, found.step)
+        load_weights(self.model.net, found.model, source)
+        load_weights(self.ema.net, found.ema, source)
+        self.optimiser.load(found.optimiser)
+        self.step = self.saved = found.step
+        self.clock = Clock(found.seconds, found.reserve)
+        for step in checkpoints.steps_of(self.run):
+            if step > found.step:
+                shutil.rmtree(checkpoints.folder_of(self.run, step), ignore_errors=True)
+        display.say(f"continuing from step {found.step} of {self.horizon}")
+
+    def _save(self) -> None:
+        if self.run is None or self.saved == self.step:
+            return
+        batch, n = self.model.settings.optimisation.batch, len(self.data.train)
+        epoch, offset = divmod(self.step * batch, n)
+        checkpoints.write(
+            self.run,
+            Checkpoint(
+                step=self.step,
+                seed=int(self.model.origin["seed"]),
+                seconds=self.clock.seconds(),
+                reserve=self.clock.reserve,
+                position={"epoch": epoch, "offset": offset},
+                model=self.model.net.state_dict(),
+                ema=self.ema.net.state_dict(),
+                optimiser=self.optimiser.tensors(),
+            ),
+        )
+        self.sampled.save_weights(self.run)
+        self.saved = self.step

@@ -1,0 +1,225 @@
+"""Sampling from a :class:`~sfumato.training.diffusion.Diffusion`: check everything first, then walk the grid in
+batches.
+
+The contract: :func:`plan` refuses what does not fit before any work is done; :func:`draw` gives sample ``k`` the
+streams of seed ``seed + k`` alone; a state that stops being finite stops the walk with the step and the noise level.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+import sfumato
+from sfumato import grids, samplers
+from sfumato.core import Cond, Sampler, Time
+from sfumato.errors import Refusal, nearest
+from sfumato.guidance import Mapped, cfg, clip, interval
+from sfumato.randomness import Streams
+from sfumato.schedules import log_snr
+from sfumato.training.samples import Samples
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A sampling job that fits its model.  ``label``: one class name per sample, or None."""
+
+    n: int
+    label: tuple[str, ...] | None
+    guidance: float
+    interval: tuple[float, float] | None
+    sampler_name: str
+    sampler: Sampler
+    grid_name: str
+    times: Tensor
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of the grid."""
+        return len(self.times) - 1
+
+
+def plan(
+    model: Any,
+    n: int,
+    label: Any = None,
+    *,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    grid: str | None = None,
+    seed: int = 0,
+) -> Plan:
+    """Resolve and check a job for ``model``; raises :class:`Refusal` in one line for anything that does not fit."""
+    defaults = model.settings.sampling
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise Refusal(f"n={n}: ask for at least 1 sample")
+    if seed < 0:
+        raise Refusal(f"seed={seed}: seeds are 0 or more")
+    count = defaults.sampling_steps if steps is None else steps
+    sampler_name, grid_name = sampler or defaults.sampler, grid or defaults.grid
+    built, times = samplers.get(sampler_name), grids.get(grid_name)(model.process.schedule, count)
+    names = _labels(model.classes, label, n)
+    dropout = model.settings.optimisation.label_dropout
+    if names is None and model.classes and dropout == 0:
+        raise Refusal(
+            f"this model was trained without label dropout and needs a label: one of {', '.join(model.classes)}"
+        )
+    return Plan(
+        n=n,
+        label=names,
+        guidance=_guidance(model, names, guidance, interval),
+        interval=interval,
+        sampler_name=sampler_name,
+        sampler=built,
+        grid_name=grid_name,
+        times=times,
+        seed=seed,
+    )
+
+
+def _labels(classes: tuple[str, ...], label: Any, n: int) -> tuple[str, ...] | None:
+    if label is None:
+        return None
+    given = [str(name) for name in ([label] if isinstance(label, str | int) else label)]
+    if not classes:
+        raise Refusal(
+            f"label {given[0] if given else ''!r}: this model was trained without classes; leave the label out"
+        )
+    for name in given:
+        if name not in classes:
+            raise Refusal(f"unknown label {name!r}; {nearest(name, classes)}")
+    if not given:
+        raise Refusal("label=[]: give at least one class name, or None")
+    return tuple(given[k % len(given)] for k in range(n))
+
+
+def _guidance(
+    model: Any, label: tuple[str, ...] | None, asked: float | None, between: tuple[float, float] | None
+) -> float:
+    if between is not None:
+        interval(*between)  # refuses bad bounds
+    if label is None:
+        if asked not in (None, 1.0):
+            need = "give a label" if model.classes else "this model was trained without classes"
+            raise Refusal(f"guidance={asked:g} needs a label to guide towards; {need}")
+        return 1.0
+    weight = float(model.settings.sampling.guidance if asked is None else asked)
+    if not 0 <= weight < float("inf"):
+        raise Refusal(f"guidance={weight}: needs 0 or more (1 is plain conditional)")
+    if weight != 1 and model.settings.optimisation.label_dropout == 0:
+        raise Refusal(
+            f"guidance={weight:g} needs a model trained with label dropout; use guidance=1 or train again with it"
+        )
+    return weight
+
+
+class _Counted:
+    """A denoiser that counts its evaluations, and the rows its network saw."""
+
+    def __init__(self, denoiser: Any) -> None:
+        self.denoiser, self.calls, self.rows = denoiser, 0, 0
+
+    def __call__(self, x_t: Tensor, t: Time, cond: Cond | None = None) -> Any:
+        self.calls, self.rows = self.calls + 1, self.rows + len(x_t)
+        return self.denoiser(x_t, t, cond)
+
+
+def _guided(model: Any, job: Plan, network: _Counted) -> Any:
+    """The denoiser a job samples from: the network, guided, clipped."""
+
+    def null(cond: Cond | None) -> Cond | None:
+        return cond and {"label": torch.full_like(cond["label"], len(model.classes))}
+
+    denoiser: Any = network
+    if job.guidance != 1:
+        when = {} if job.interval is None else {"when": interval(*job.interval)}
+        denoiser = cfg(network, null, job.guidance, **when)
+    return Mapped(denoiser, clip(-1.0, 1.0)) if model.settings.sampling.clip else denoiser
+
+
+def walk(model: Any, job: Plan, first: int, last: int, outer: Any) -> Iterator[Tensor]:
+    """The states of samples ``first..last-1`` at every time of the job, in model units; grad-neutral."""
+    device = model.device
+    c, h, w = model.data["shape"]
+    rng = Streams(job.seed + k for k in range(first, last))
+    cond = None
+    if model.classes:
+        names = (None,) * (last - first) if job.label is None else job.label[first:last]
+        index = [len(model.classes) if name is None else model.classes.index(name) for name in names]
+        cond = {"label": torch.tensor(index, dtype=torch.int64, device=device)}
+    x1 = model.process.prior(torch.empty((last - first, c, h, w), device=device)).draw(rng)
+    states = samplers.trajectory(outer, model.process, job.sampler, job.times, x1, cond=cond, rng=rng)
+    for step, x in enumerate(states):
+        if not bool(torch.isfinite(x).all()):
+            bad = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
+            t = float(job.times[step])
+            raise Refusal(
+                f"sample with seed {job.seed + first + bad} is not finite after step {step} (t={t:.4f}, log-SNR "
+                f"{log_snr(model.process.schedule, t):.2f}); use less guidance or more steps"
+            )
+        yield x
+
+
+def draw(model: Any, job: Plan, *, batch: int = 256) -> Samples:
+    """Carry out a job in batches of ``batch``."""
+    if batch < 1:
+        raise Refusal(f"batch={batch}: needs at least 1")
+    network = _Counted(model.denoiser)
+    outer = _Counted(_guided(model, job, network))
+    began, images = time.perf_counter(), []
+    with torch.no_grad():
+        for first in range(0, job.n, batch):
+            x = None
+            for x in walk(model, job, first, min(first + batch, job.n), outer):  # noqa: B007
+                pass
+            images.append(model.transform.decode(x).cpu())
+    seconds = time.perf_counter() - began
+    batches = -(-job.n // batch)
+    record = {
+        "n": job.n,
+        "seeds": [job.seed + k for k in range(job.n)],
+        "label": None if job.label is None else list(job.label),
+        "sampler": job.sampler_name,
+        "grid": job.grid_name,
+        "steps": job.steps,
+        "nfe": outer.calls // batches,
+        "network_rows_per_sample": network.rows / job.n,
+        "guidance": job.guidance,
+        "interval": None if job.interval is None else list(job.interval),
+        "clip": model.settings.sampling.clip,
+        "compute": str(model.net.compute_dtype).removeprefix("torch."),
+        "batch": batch,
+        "seconds": seconds,
+        "recipe": model.recipe,
+        "weights": model.weights,
+        "version": sfumato.__version__,
+    }
+    return Samples(torch.cat(images), job.label, model.classes, record)
+
+
+def strip(model: Any, job: Plan, columns: int = 10) -> Tensor:
+    """How samples come about, uint8 ``[n * columns, h, w]`` or with colours last: a row per sample, noise to image.
+
+    States are scaled to unit variance so that every schedule can be shown.
+    """
+    from sfumato.schedules import at
+
+    columns = min(columns, job.steps + 1)
+    keep = sorted({round(k * job.steps / (columns - 1)) for k in range(columns)}) if columns > 1 else [job.steps]
+    frames = []
+    with torch.no_grad():
+        outer = _guided(model, job, _Counted(model.denoiser))
+        for step, x in enumerate(walk(model, job, 0, job.n, outer)):
+            if step in keep:
+                alpha, sigma = at(model.process.schedule, float(job.times[step]))
+                frames.append(model.transform.decode(x / (alpha**2 + sigma**2) ** 0.5).cpu())
+    return torch.stack(frames, 1).flatten(0, 1)

@@ -1,0 +1,233 @@
+"""Settings: frozen dataclasses whose leaves have unique flat names, so that ``--set lr=0.001`` needs no path.
+
+The contract: :func:`resolve` returns a complete, validated value or refuses in one line (unknown name with the nearest,
+wrong type, value out of range); :func:`flatten` is its inverse and is what ``config.json`` stores.  Groups nest by
+composition: a recipe's settings hold a :class:`Network`, an :class:`Optimisation`, a :class:`Sampling`, a
+:class:`Reporting` and whatever is its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+from sfumato.errors import Refusal, nearest
+
+S = TypeVar("S")
+
+
+def require(condition: bool, name: str, value: object, need: str) -> None:
+    """Raises :class:`Refusal` naming the setting, its value and what it needs to be."""
+    if not condition:
+        raise Refusal(f"{name}={value}: needs {need}")
+
+
+@final
+@dataclass(frozen=True)
+class Network:
+    """The U-Net: ``channels`` per stage, residual ``blocks`` per stage, ``attention`` per stage, ``patch`` at the
+    ends.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 128)
+    blocks: int = 2
+    attention: tuple[bool, ...] = (False, True, True)
+    patch: int = 1
+    dropout: float = 0.0
+    conditional: bool = True
+
+    def __post_init__(self) -> None:
+        require(len(self.channels) > 0 and min(self.channels) > 0, "channels", self.channels, "positive numbers")
+        require(self.blocks >= 1, "blocks", self.blocks, "at least 1")
+        stages = len(self.channels)
+        require(
+            len(self.attention) == stages, "attention", self.attention, f"{stages} values, one per stage of channels"
+        )
+        require(self.patch >= 1, "patch", self.patch, "at least 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability below 1")
+
+
+@final
+@dataclass(frozen=True)
+class Optimisation:
+    """AdamW with warm-up and a decay to zero over the horizon, clipping, and the EMA that is sampled from.
+
+    ``warmup``: steps of linear warm-up; ``hold``: share of the horizon before the decay starts; ``decay``: its shape;
+    ``ema``: relative width of the power-function EMA (Karras et al. 2024); ``label_dropout``: share of labels replaced
+    by the null label, which classifier-free guidance needs; ``low_discrepancy``: spread the times of a batch evenly
+    (Kingma et al. 2021, appendix I.1); ``precision``: auto, float32 or bfloat16.
+    """
+
+    batch: int = 128
+    lr: float = 1e-3
+    warmup: int = 100
+    hold: float = 0.0
+    decay: str = "cosine"
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    clip_norm: float = 1.0
+    ema: float = 0.1
+    label_dropout: float = 0.1
+    low_discrepancy: bool = True
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.batch >= 1, "batch", self.batch, "at least 1")
+        require(self.lr > 0, "lr", self.lr, "a positive number")
+        require(self.warmup >= 0, "warmup", self.warmup, "0 or more steps")
+        require(0 <= self.hold < 1, "hold", self.hold, "a share of the horizon below 1")
+        choose("decay", self.decay, ("cosine", "linear"))
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        require(0 <= self.beta1 < 1, "beta1", self.beta1, "a number in [0, 1)")
+        require(0 <= self.beta2 < 1, "beta2", self.beta2, "a number in [0, 1)")
+        require(self.clip_norm > 0, "clip_norm", self.clip_norm, "a positive number")
+        require(0 < self.ema < 0.28, "ema", self.ema, "a relative width between 0 and 0.28 (0.1 is usual)")
+        require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "a probability below 1")
+        choose("precision", self.precision, ("auto", "float32", "bfloat16"))
+
+
+@final
+@dataclass(frozen=True)
+class Sampling:
+    """How the model samples unless told otherwise.  ``clip``: clamp the predicted clean image to the data's range."""
+
+    sampler: str = "ddim"
+    sampling_steps: int = 20
+    grid: str = "uniform"
+    guidance: float = 1.0
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        from sfumato import grids, samplers
+
+        choose("sampler", self.sampler, samplers.names())
+        choose("grid", self.grid, grids.names())
+        require(self.sampling_steps >= 1, "sampling_steps", self.sampling_steps, "at least 1 step")
+        require(self.guidance >= 0, "guidance", self.guidance, "0 or more (1 is plain conditional)")
+
+
+@final
+@dataclass(frozen=True)
+class Reporting:
+    """What is measured while training; none of it changes the weights.
+
+    ``reports``: how often over the horizon to validate, draw the sample grid and save; ``validation_images``: held-out
+    images, shared out over 8 noise levels; ``grid_columns`` and ``grid_steps`` of the sample grid (0 columns: no grid);
+    ``checkpoint_seconds``: also save when this long has passed.
+    """
+
+    reports: int = 8
+    validation_images: int = 512
+    grid_columns: int = 4
+    grid_steps: int = 10
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        require(self.reports >= 1, "reports", self.reports, "at least 1")
+        require(self.validation_images >= 8, "validation_images", self.validation_images, "at least 8, one per level")
+        require(self.grid_columns >= 0, "grid_columns", self.grid_columns, "0 or more")
+        require(self.grid_steps >= 1, "grid_steps", self.grid_steps, "at least 1")
+        require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "a positive number")
+
+
+def choose(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises :class:`Refusal` with the nearest names unless ``value`` is one of ``known``."""
+    known = list(known)
+    if value not in known:
+        raise Refusal(f"unknown {name} {value!r}; {nearest(value, known)}")
+
+
+def flatten(settings: Any) -> dict[str, Any]:
+    """The leaves of a settings dataclass by name, JSON-able (tuples become lists)."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value)
+        else:
+            flat[field.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def resolve(defaults: S, overrides: Mapping[str, Any]) -> S:
+    """``defaults`` with the named leaves replaced; strings are parsed by the field's type.
+
+    Raises :class:`Refusal` for an unknown name (with the nearest), a value of the wrong type or out of range.
+    """
+    known = flatten(defaults)
+    for name in overrides:
+        if name not in known:
+            raise Refusal(f"unknown setting {name!r}; {nearest(name, known)}")
+    resolved: S = _replace(defaults, overrides)
+    return resolved
+
+
+def _replace(settings: Any, overrides: Mapping[str, Any]) -> Any:
+    types = typing.get_type_hints(type(settings))
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _replace(value, overrides)
+        elif field.name in overrides:
+            changes[field.name] = parse(field.name, overrides[field.name], types[field.name])
+    return dataclasses.replace(settings, **changes)
+
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def _parse_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).lower()
+    if word not in _TRUE + _FALSE:
+        raise ValueError(word)
+    return word in _TRUE
+
+
+def _parse_int(value: Any) -> int:
+    if isinstance(value, bool) or (isinstance(value, float) and value != int(value)):
+        raise ValueError(value)
+    return int(value)
+
+
+def _parse_float(value: Any) -> float:
+    number = float(value)
+    if isinstance(value, bool) or number != number or number in (float("inf"), float("-inf")):
+        raise ValueError(value)
+    return number
+
+
+def _parse_str(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+_PARSERS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    bool: (_parse_bool, "true or false"),
+    int: (_parse_int, "a whole number"),
+    float: (_parse_float, "a number"),
+    str: (_parse_str, "a name"),
+}
+
+
+def parse(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as a ``kind``: bool, int, float, str, or a tuple of one of them (``"64,128"`` or a list).
+
+    Raises :class:`Refusal` naming the setting, the value and the type it needs.
+    """
+    many = typing.get_origin(kind) is tuple
+    parser, need = _PARSERS[typing.get_args(kind)[0] if many else kind]
+    try:
+        if not many:
+            return parser(value)
+        parts = [p for p in value.strip("()[] ").split(",") if p.strip()] if isinstance(value, str) else list(value)
+        return tuple(parser(p.strip() if isinstance(p, str) else p) for p in parts)
+    except (TypeError, ValueError, OverflowError):
+        raise Refusal(f"{name}={value}: needs {need + ', several separated by commas' if many else need}") from None

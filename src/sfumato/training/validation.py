@@ -1,0 +1,63 @@
+"""Validation: fixed held-out images, fixed noise, fixed noise levels, so that two numbers differ by the weights alone.
+
+The contract: image ``k`` is always seen at level ``k mod 8`` with the same noise; the levels are the midpoints of eight
+equally likely parts of the recipe's own law of times, so the mean over levels estimates the training loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, final
+
+import torch
+
+from sfumato.data.sets import Split
+from sfumato.randomness import Stream
+from sfumato.schedules import log_snr
+from sfumato.training.seeds import mix
+
+LEVELS = 8
+
+
+@final
+class Validation:
+    """Call it with a model for ``{"loss": mean, "levels": [{"t", "log_snr", "loss"}, ...]}``, highest SNR first."""
+
+    def __init__(self, model: Any, held_out: Split, images: int, *, seed: int, batch: int) -> None:
+        self.n = max(LEVELS, min(images, len(held_out)) // LEVELS * LEVELS)
+        index = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(mix(seed, "validation")))
+        index = index.repeat(-(-self.n // len(index)))[: self.n]  # a tiny test set is seen at several levels
+        self.x = held_out.x[index]
+        self.label = None if held_out.label is None else held_out.label[index]
+        self.eps = Stream(mix(seed, "validation noise")).normal(tuple(self.x.shape))
+        self.t = model.times((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
+        self.batch = batch
+
+    def __call__(self, model: Any) -> dict[str, Any]:
+        """The losses of ``model``, whose network should be in evaluation mode."""
+        times, losses = self.t.repeat(self.n // LEVELS), []
+        with torch.no_grad():
+            for first in range(0, self.n, self.batch):
+                part = slice(first, first + self.batch)
+                rows = {"x": self.x[part].to(model.device)}
+                if self.label is not None:
+                    rows["label"] = self.label[part].to(model.device)
+                eps, t = self.eps[part].to(model.device), times[part].to(model.device)
+                losses.append(model.losses_at(rows, t, eps).double().cpu())
+        by_level = torch.cat(losses).reshape(-1, LEVELS).mean(0)
+        return {
+            "loss": _finite(float(by_level.mean())),
+            "levels": [
+                {
+                    "t": float(t),
+                    "log_snr": _finite(log_snr(model.process.schedule, float(t))),
+                    "loss": _finite(float(loss)),
+                }
+                for t, loss in zip(self.t, by_level, strict=True)
+            ],
+        }
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinities."""
+    return value if math.isfinite(value) else None

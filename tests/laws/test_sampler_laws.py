@@ -1,0 +1,253 @@
+"""Laws 4, 5, 11, 12 for every registered sampler, on every schedule and grid, and on a small product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.testing import (
+    Independent,
+    check_driver,
+    check_ends,
+    check_order,
+    check_order_at_ends,
+    check_recovery,
+    check_same_path,
+    check_sampler,
+    check_streams,
+    check_threads,
+    columns,
+    mode_weights,
+)
+
+SCHEDULES = sf.schedules.names()
+SAMPLERS = sf.samplers.names()
+GRIDS = sf.grids.names()
+MODES = [[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]]
+MIXTURE = sf.oracles.GaussianMixture([0.5, 0.3, 0.2], MODES, 0.09)
+IMAGE = sf.oracles.Gaussian([[[0.5, -0.3]]], [[[0.25, 1.5]]])
+LIKE = torch.zeros(1, 2, dtype=torch.float64)
+ORDERED = [name for name in SAMPLERS if sf.samplers.get(name).order is not None]
+#: The samplers that fit any process, products included.
+GENERAL = ["ddpm", "ddim"]
+
+
+def process_of(name: str) -> Any:
+    return sf.processes.Gaussian(sf.schedules.get(name))
+
+
+def product_case() -> tuple[Any, Any, Any]:
+    process = sf.processes.Product({"image": process_of("linear"), "point": process_of("flow")})
+    like = {"image": torch.zeros(1, 1, 1, 2, dtype=torch.float64), "point": LIKE}
+    return process, Independent({"image": IMAGE, "point": MIXTURE}), like
+
+
+#: Finite but far off where a single step spans all noise levels: a trapezoid over sigma/alpha = 2e4, noise of sigma 80.
+FAR = {"heun": 1e6, "ddpm-large": 500.0}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_ends_are_finite(name: str, schedule: str) -> None:
+    check_ends(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE, GRIDS, bound=FAR.get(name, 30.0))
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_ends_of_ddim_with_noise(eta: float) -> None:
+    for schedule in SCHEDULES:
+        check_ends(sf.samplers.get("ddim", eta=eta), process_of(schedule), MIXTURE, LIKE)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_streams_and_driver(name: str, schedule: str) -> None:
+    check_streams(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE)
+    check_driver(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ORDERED)
+def test_order(name: str, schedule: str) -> None:
+    check_order(sf.samplers.get(name), process_of(schedule), MIXTURE)
+
+
+@pytest.mark.parametrize("schedule", ["flow", "cosine-continuous"])
+@pytest.mark.parametrize("name", ORDERED)
+def test_order_at_the_ends(name: str, schedule: str) -> None:
+    check_order_at_ends(sf.samplers.get(name), process_of(schedule), MIXTURE)
+
+
+#: Steps at which each sampler's own error is far below the Monte Carlo floor of 4000 samples.
+STEPS = {"ddpm": 10, "ddpm-large": 600, "ddim": 300, "euler": 300, "heun": 60, "dpmpp-2m": 80}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "flow"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_recovery(name: str, schedule: str) -> None:
+    grid = "uniform-logsnr" if name == "heun" else "uniform"
+    check_recovery(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE, steps=STEPS.get(name, 100), grid=grid)
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_a_product(name: str) -> None:
+    process, oracle, like = product_case()
+    check_sampler(sf.samplers.get(name), process, oracle, like=like, steps=STEPS[name])
+
+
+def test_per_part_samplers() -> None:
+    process, oracle, like = product_case()
+    sampler = sf.samplers.PerPart({"image": sf.samplers.get("dpmpp-2m"), "point": sf.samplers.get("ddim")})
+    check_ends(sampler, process, oracle, like)
+    check_streams(sampler, process, oracle, like)
+    check_driver(sampler, process, oracle, like)
+    # every part moves as it would alone
+    grid = sf.grids.uniform(process.parts["image"].schedule, 9)
+    x1 = process.prior({k: v.repeat(3, *[1] * (v.ndim - 1)) for k, v in like.items()}).draw(sf.Stream(0))
+    both = sf.sample(oracle.denoiser(process), process, sampler, grid, x1)
+    for key, own in oracle.oracles.items():
+        part = process.parts[key]
+        alone = sf.sample(own.denoiser(part), part, sampler.samplers[key], grid, x1[key])
+        assert torch.allclose(alone, both[key], atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_threads(name: str) -> None:
+    check_threads(sf.samplers.get(name), process_of("cosine"), MIXTURE, LIKE)
+
+
+def test_mode_weights() -> None:
+    process = process_of("cosine")
+    x1 = process.prior(LIKE.repeat(20_000, 1)).draw(sf.Stream(0))
+    x = sf.sample(MIXTURE.posterior(process), process, sf.samplers.get("ddpm"), sf.grids.uniform(process.schedule, 4), x1, rng=1)
+    share = mode_weights(x, torch.tensor(MODES))
+    error = (torch.tensor([0.5, 0.3, 0.2]) * torch.tensor([0.5, 0.7, 0.8]) / 20_000) ** 0.5
+    assert bool(((share - torch.tensor([0.5, 0.3, 0.2])).abs() < 4.5 * error).all()), share
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_euler_is_ddim(schedule: str) -> None:
+    process = process_of(schedule)
+    grid = sf.grids.uniform(process.schedule, 9)
+    check_same_path(sf.samplers.get("euler"), sf.samplers.get("ddim"), process, MIXTURE, LIKE, grid, 1e-7)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "flow"])
+def test_ddim_with_eta_1_is_ddpm(schedule: str) -> None:
+    process = process_of(schedule)
+    grid = sf.grids.uniform(process.schedule, 9)
+    check_same_path(sf.samplers.get("ddim", eta=1.0), sf.samplers.get("ddpm"), process, MIXTURE, LIKE, grid, 1e-12)
+
+
+def test_gaussian_samplers_refuse_other_processes() -> None:
+    process, oracle, like = product_case()
+    for name in SAMPLERS:
+        if name in GENERAL:
+            continue
+        with pytest.raises(sf.Refusal, match="needs a Gaussian process, not Product; use 'ddpm' or 'ddim'"):
+            sf.samplers.trajectory(oracle.denoiser(process), process, sf.samplers.get(name), [1.0, 0.0], like)
+
+
+def test_stochastic_samplers_refuse_to_run_without_rng() -> None:
+    process = process_of("linear")
+    for name in SAMPLERS:
+        sampler = sf.samplers.get(name)
+        if sampler.order is not None:
+            continue
+        with pytest.raises(sf.Refusal, match="rng is None; pass rng="):
+            sf.sample(MIXTURE.denoiser(process), process, sampler, [1.0, 0.0], LIKE)
+
+
+def test_samplers_of_beliefs_refuse_maps() -> None:
+    class Jump:
+        kind = "map"
+
+        def __call__(self, x_t: Any, t: Any, s: Any, cond: Any = None) -> Any:
+            return x_t
+
+    with pytest.raises(sf.Refusal, match="samples a belief, but this model is a map"):
+        sf.samplers.trajectory(Jump(), process_of("flow"), sf.samplers.get("ddim"), [1.0, 0.0], LIKE)
+
+
+def test_the_walk_is_neutral_to_gradients() -> None:
+    process = process_of("flow")
+    walk = sf.trajectory(MIXTURE.denoiser(process), process, sf.samplers.get("ddim"), [1.0, 0.5, 0.0], LIKE + 0.3)
+    for _ in walk:
+        assert torch.is_grad_enabled()
+    x1 = (LIKE + 0.3).requires_grad_()
+    *_, x = sf.trajectory(MIXTURE.denoiser(process), process, sf.samplers.get("heun"), [1.0, 0.5, 0.0], x1)
+    (slope,) = torch.autograd.grad(x.sum(), x1)
+    assert bool(torch.isfinite(slope).all())
+    assert float(slope.abs().max()) > 0
+    assert not sf.sample(MIXTURE.denoiser(process), process, sf.samplers.get("ddim"), [1.0, 0.0], x1).requires_grad
+
+
+def test_the_condition_reaches_the_model() -> None:
+    process = process_of("flow")
+    cond = {"label": torch.tensor([0, 1, 2])}
+    x1 = process.prior(LIKE.repeat(3, 1)).draw(sf.Streams([1, 2, 3]))
+    for name in SAMPLERS:
+        grid = sf.grids.uniform(process.schedule, 40)
+        x = sf.sample(MIXTURE.denoiser(process), process, sf.samplers.get(name), grid, x1, cond=cond, rng=0)
+        assert torch.cdist(x, torch.tensor(MODES).double()).argmin(1).tolist() == [0, 1, 2], name
+
+
+def test_the_kit_sees_a_solver_of_the_wrong_order() -> None:
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    @dataclass(frozen=True)
+    class Boast:
+        inner: Any
+        order: ClassVar[int | None] = 2
+        takes: ClassVar[str] = "belief"
+        evaluations: ClassVar[int] = 1
+
+        def start(self, model: Any, process: Any, grid: list[float]) -> Any:
+            return None
+
+        def step(self, *arguments: Any) -> Any:
+            return self.inner.step(*arguments)
+
+    with pytest.raises(AssertionError, match=r"measured (1\.0|0\.9)\d inside, declared 2"):
+        check_order(Boast(sf.samplers.get("ddim")), process_of("flow"), MIXTURE)
+
+
+def test_the_kit_sees_noise_shared_by_the_batch() -> None:
+    from dataclasses import dataclass
+    from typing import ClassVar
+
+    @dataclass(frozen=True)
+    class Crowd:
+        order: ClassVar[int | None] = None
+        takes: ClassVar[str] = "belief"
+        evaluations: ClassVar[int] = 1
+
+        def start(self, model: Any, process: Any, grid: list[float]) -> Any:
+            return None
+
+        def step(self, model: Any, process: Any, x: Any, t: float, s: float, carry: Any, rng: Any) -> Any:
+            law = process.bridge(x, model(x, t), t, s)
+            return law.point() + 0.1 * process.space.noise(x, rng).mean(0), None
+
+    with pytest.raises(AssertionError, match=r"law broken: 12 streams"):
+        check_streams(Crowd(), process_of("flow"), MIXTURE, LIKE)
+
+
+def test_the_kit_sees_a_sampler_that_shrinks_the_data() -> None:
+    process = process_of("flow")
+    few = sf.samplers.get("ddim")
+    with pytest.raises(AssertionError, match="law broken: 4 recovery"):
+        check_recovery(few, process, MIXTURE, LIKE, steps=4)
+
+
+def test_states_keep_their_dtype_and_shape() -> None:
+    process = process_of("linear")
+    x1 = torch.randn(3, 1, 1, 2)
+    for name in SAMPLERS:
+        x = sf.sample(IMAGE.denoiser(process), process, sf.samplers.get(name), sf.grids.uniform(process.schedule, 4), x1, rng=0)
+        assert x.shape == x1.shape, name
+        assert x.dtype == torch.float32, name
+    assert columns(x1).dtype == torch.float64

@@ -1,0 +1,86 @@
+"""Every code block of the README, CONTRIBUTING and docs runs.
+
+Python blocks of one page run in order in one namespace, in an empty folder.  Shell blocks may hold ``sfumato`` commands,
+which run, and ``make`` targets, which must exist.  Budgets are cut so that the pages stay true and the tests short:
+``minutes`` become two steps, networks are told to be tiny, ``mnist`` stays ``mnist``.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato.__main__ import run as run_sfumato
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TINY = ["--set", "channels=8,8", "--set", "attention=false,false", "--set", "blocks=1", "--set", "patch=2"]
+TINY += ["--set", "batch=8", "--set", "validation_images=16", "--set", "grid_columns=1"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+def pages_with(language: str) -> list[object]:
+    return [pytest.param(p, id=str(p.relative_to(ROOT))) for p in PAGES if blocks(p, language)]
+
+
+@pytest.fixture
+def unregistered():  # type: ignore[no-untyped-def]
+    """Pages that register a part leave no trace."""
+    registries = (sf.schedules.registry, sf.samplers.registry)
+    before = [dict(registry._builders) for registry in registries]
+    yield
+    for registry, builders in zip(registries, before, strict=True):
+        registry._builders = builders
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sf.data.grid, "show", lambda *a, **k: None, raising=False)
+    torch.manual_seed(0)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks(page, "python"):
+        code = re.sub(r"minutes=[\d.]+", "steps=2, channels=(8, 8), attention=(False, False), blocks=1, patch=2", block)
+        code = re.sub(r"steps, batch = \d+, \d+", "steps, batch = 2, 8", code)
+        exec(compile(code, str(page), "exec"), namespace)
+
+
+def commands(page: Path) -> list[list[str]]:
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_shell_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    monkeypatch.chdir(tmp_path)
+    for program, *rest in commands(page):
+        if program == "make":
+            assert set(rest) <= set(targets)
+            continue
+        assert program == "sfumato", f"{page.name}: a shell block may hold make and sfumato lines, not {program!r}"
+        assert run(rest) == 0, f"sfumato {' '.join(rest)}: {capsys.readouterr().err}"
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command, its budget cut."""
+    if arguments[0] == "train":
+        if "--minutes" in arguments:
+            k = arguments.index("--minutes")
+            arguments[k : k + 2] = ["--steps", "2"]
+        arguments = arguments + TINY
+    if arguments[0] == "eval":
+        arguments = arguments + ["--n", "130", "--steps", "1"]
+    return run_sfumato(arguments)
