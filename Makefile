@@ -51,7 +51,8 @@ format: .venv/dev.stamp  ## mend what ruff can mend
 	$(V)/ruff format .
 
 bench: .venv/bench.stamp  ## training and sampling speed against diffusers
-	$(V)/python benchmarks/run.py
+	$(V)/python benchmarks/unet_vs_diffusers.py
+	$(V)/python benchmarks/sampler_overhead.py
 
 checks: .venv/dev.stamp  ## the longer studies (tests marked slow)
 	$(V)/python -m pytest -m slow

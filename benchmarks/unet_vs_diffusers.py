@@ -2,18 +2,18 @@
 
     python benchmarks/unet_vs_diffusers.py [--quick]        (pip install 'sfumato[bench]')
 
-What is compared.  Both networks have the same stages, channels, layers per block, heads and attention, and scale-shift time
-conditioning, hence the same number of parameters; the weights of the diffusers network are copied into ours, and the outputs
-are compared in float32 before anything is timed.  All contenders run in one process and take turns, one step each, on the
-same batch; the medians over the turns are reported.
+What is compared.  Both networks have the same stages, channels, layers per block, heads and attention, and
+scale-shift time conditioning, hence the same number of parameters; the weights of the diffusers network are copied
+into ours, and the outputs are compared in float32 before anything is timed.  All contenders run in one process and
+take turns, one step each, on the same batch; the medians over the turns are reported.
 
 * ``diffusers``       as it comes: float32, its own defaults, ``torch.optim.AdamW`` with its defaults
 * ``diffusers bf16``  the same network under ``torch.autocast(bfloat16)``, ``channels_last``, fused AdamW
 * ``sfumato``         as our training loop runs it: ``compute_dtype`` detected, fused AdamW
 
-Training is forward, backward and optimiser step of the DDPM noise-prediction loss (linear schedule, T = 1000); the loss
-column is the mean of the last ten steps, after the same steps from the same weights on the same batches.  Sampling is one
-evaluation under ``no_grad``.
+Training is forward, backward and optimiser step of the DDPM noise-prediction loss (linear schedule, T = 1000);
+forward is one evaluation under ``no_grad``, which is what sampling costs at equal NFE.  The losses are those of
+another run from the same weights on the same batches of 32: the first step's, and the mean of the last ten steps.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.errors import missing_extra
+from sfumato.errors import Refusal, missing_extra
 from sfumato.nets import UNet
 
 RESULTS = Path(__file__).parent / "results" / "unet_vs_diffusers.json"
@@ -52,8 +53,8 @@ class Config:
 
 
 CONFIGS = (
-    Config("2 layers, attention at 16 and 8", (32, 64, 96), 2, (False, True, True)),
-    Config("2 layers, attention at 8", (32, 64, 96), 2, (False, False, True)),
+    Config("attention at 8x8", (32, 64, 96), 2, (False, False, True)),
+    Config("attention at 16x16 and 8x8", (32, 64, 96), 2, (False, True, True)),
 )
 
 
@@ -62,7 +63,8 @@ def build_diffusers(config: Config) -> nn.Module:
         from diffusers import UNet2DModel
     except ImportError:
         raise missing_extra("diffusers", "bench") from None
-    return UNet2DModel(  # type: ignore[no-any-return]
+    build: Any = UNet2DModel
+    net: nn.Module = build(
         sample_size=config.size,
         in_channels=3,
         out_channels=3,
@@ -74,6 +76,7 @@ def build_diffusers(config: Config) -> nn.Module:
         resnet_time_scale_shift="scale_shift",
         attn_norm_num_groups=32,  # else scale_shift leaves the middle attention without a norm
     )
+    return net
 
 
 def build_sfumato(config: Config) -> UNet:
@@ -176,7 +179,9 @@ def contenders(config: Config) -> list[Contender]:
     return [
         Contender("diffusers", plain, call_diffusers(plain), torch.optim.AdamW(plain.parameters(), 2e-4)),
         Contender("diffusers bf16", tuned, call_tuned, torch.optim.AdamW(tuned.parameters(), 2e-4, fused=True)),
-        Contender("sfumato", ours, lambda x, k: ours(x, k / 1000), torch.optim.AdamW(ours.parameters(), 2e-4, fused=True)),
+        Contender(
+            "sfumato", ours, lambda x, k: ours(x, k / 1000), torch.optim.AdamW(ours.parameters(), 2e-4, fused=True)
+        ),
     ]
 
 
@@ -186,69 +191,101 @@ def clock(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def measure(config: Config, batch: int, train_steps: int, sample_turns: int, only: list[str]) -> list[dict[str, Any]]:
-    torch.manual_seed(0)
-    rivals = contenders(config)
+@dataclass(frozen=True)
+class Job:
+    """How much to run.  ``only``: names of the contenders, all where empty."""
+
+    batch: int
+    train_turns: int
+    sample_turns: int
+    loss_batch: int
+    loss_steps: int
+    only: tuple[str, ...] = ()
+
+
+def batches(config: Config, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Noisy images, steps k and noise of the DDPM objective: the same sequence for everyone."""
     generator = torch.Generator().manual_seed(0)
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
-    x = torch.randn(8, 3, config.size, config.size, generator=generator)
-    k = torch.randint(0, 1000, (8,), generator=generator)
-    with torch.no_grad():
-        ours = rivals[2].net
-        assert isinstance(ours, UNet)
-        ours.compute_dtype = torch.float32
-        outputs = rivals[0].call(x, k), rivals[2].call(x, k)
-        ours.compute_dtype = None
-    difference = float((outputs[0] - outputs[1]).abs().max())
-    assert difference < 1e-4, f"not the same function: {difference}"
-
-    chosen = [r for r in rivals if r.name in only or not only]
-    seconds: dict[str, list[float]] = {r.name: [] for r in chosen}
-    losses: dict[str, list[float]] = {r.name: [] for r in chosen}
-    for _ in range(train_steps):
+    while True:
         x0, k = images(batch, config.size, generator), torch.randint(0, 1000, (batch,), generator=generator)
         eps, level = torch.randn(x0.shape, generator=generator), alpha_bar[k].view(-1, 1, 1, 1)
-        x_t = level.sqrt() * x0 + (1 - level).sqrt() * eps
-        for rival in chosen:
+        yield level.sqrt() * x0 + (1 - level).sqrt() * eps, k, eps
 
-            def step(rival: Contender = rival) -> None:
-                loss = F.mse_loss(rival.call(x_t, k), eps)  # noqa: B023
-                loss.backward()  # type: ignore[no-untyped-call]
-                rival.optimiser.step()
-                rival.optimiser.zero_grad(set_to_none=True)
-                losses[rival.name].append(loss.item())
 
-            seconds[rival.name].append(clock(step))
+def train_step(rival: Contender, x_t: Tensor, k: Tensor, eps: Tensor) -> float:
+    loss = F.mse_loss(rival.call(x_t, k), eps)
+    loss.backward()
+    rival.optimiser.step()
+    rival.optimiser.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+@torch.no_grad()
+def largest_difference(rivals: list[Contender], x: Tensor, k: Tensor) -> float:
+    """Between the outputs of diffusers and ours, both in float32."""
+    theirs, ours = rivals[0], rivals[-1]
+    assert isinstance(ours.net, UNet)
+    ours.net.compute_dtype = torch.float32
+    difference = float((theirs.call(x, k) - ours.call(x, k)).abs().max())
+    ours.net.compute_dtype = None
+    assert difference < 1e-4, f"not the same function: {difference}"
+    return difference
+
+
+def measure(config: Config, job: Job) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    rivals = contenders(config)
+    source = batches(config, job.batch)
+    x_t, k, eps = next(source)
+    difference = largest_difference(rivals, x_t[:8], k[:8])
+    chosen = [r for r in rivals if not job.only or r.name in job.only]
+    train: dict[str, list[float]] = {r.name: [] for r in chosen}
     forward: dict[str, list[float]] = {r.name: [] for r in chosen}
+    for turn in range(job.train_turns + 2):
+        x_t, k, eps = next(source)
+        for rival in chosen:
+            spent = clock(partial(train_step, rival, x_t, k, eps))
+            if turn > 1:  # the first turns warm up
+                train[rival.name].append(spent)
     with torch.no_grad():
-        for turn in range(sample_turns + 1):
+        for turn in range(job.sample_turns + 1):
             for rival in chosen:
-                spent = clock(lambda rival=rival: rival.call(x_t, k))  # type: ignore[misc]
+                spent = clock(partial(rival.call, x_t, k))
                 if turn:
                     forward[rival.name].append(spent)
-    rows = []
-    for rival in chosen:
-        train = statistics.median(seconds[rival.name][min(3, train_steps - 1) :])
-        sample = statistics.median(forward[rival.name])
-        tail = losses[rival.name][-10:]
-        rows.append(
-            dict(contender=rival.name, parameters=sum(p.numel() for p in rival.net.parameters()),
-                 train_images_per_s=batch / train, sample_images_per_s=batch / sample,
-                 loss_after=statistics.fmean(tail), first_loss=losses[rival.name][0], steps=train_steps,
-                 largest_float32_difference=difference)
-        )  # fmt: skip
-    base = rows[0]
+
+    torch.manual_seed(0)
+    losses: dict[str, list[float]] = {r.name: [] for r in chosen}
+    fresh = [r for r in contenders(config) if r.name in losses]
+    for _, (x_t, k, eps) in zip(range(job.loss_steps), batches(config, job.loss_batch), strict=False):
+        for rival in fresh:
+            losses[rival.name].append(train_step(rival, x_t, k, eps))
+    rows: list[dict[str, Any]] = [
+        {
+            "contender": r.name,
+            "parameters": sum(p.numel() for p in r.net.parameters()),
+            "train_images_per_s": job.batch / statistics.median(train[r.name]),
+            "sample_images_per_s": job.batch / statistics.median(forward[r.name]),
+            "train_seconds": train[r.name],
+            "sample_seconds": forward[r.name],
+            "first_loss": losses[r.name][0],
+            "loss": statistics.fmean(losses[r.name][-10:]),
+            "largest_float32_difference": difference,
+        }
+        for r in chosen
+    ]
     for row in rows:
-        row["train_ratio"] = row["train_images_per_s"] / base["train_images_per_s"]  # type: ignore[operator]
-        row["sample_ratio"] = row["sample_images_per_s"] / base["sample_images_per_s"]  # type: ignore[operator]
+        row["train_ratio"] = row["train_images_per_s"] / rows[0]["train_images_per_s"]
+        row["sample_ratio"] = row["sample_images_per_s"] / rows[0]["sample_images_per_s"]
     return rows
 
 
 def machine() -> dict[str, Any]:
     cpu = next((s.split(":")[1].strip() for s in _cpuinfo() if s.startswith("model name")), platform.processor())
-    return dict(cpu=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), torch=torch.__version__,
-                python=platform.python_version(), system=platform.platform(),
-                load_average=os.getloadavg())  # fmt: skip
+    return {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
+                "python": platform.python_version(), "system": platform.platform(),
+                "load_average": os.getloadavg()}  # fmt: skip
 
 
 def _cpuinfo() -> list[str]:
@@ -256,31 +293,42 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
+def show(config: Config, job: Job, rows: list[dict[str, Any]]) -> None:
+    millions, difference = rows[0]["parameters"] / 1e6, rows[0]["largest_float32_difference"]
+    print(f"\n{config.name}: channels {config.channels}, {config.size}x{config.size}, batch {job.batch}")
+    print(f"{millions:.2f}M parameters each; the two agree to {difference:.0e} in float32")
+    last = f"loss at {job.loss_steps}"
+    print(f"{'':16}{'train img/s':>12}{'ratio':>7}{'forward img/s':>15}{'ratio':>7}{'first loss':>12}{last:>12}")
+    for row in rows:
+        print(
+            f"{row['contender']:16}{row['train_images_per_s']:12.1f}{row['train_ratio']:7.2f}"
+            f"{row['sample_images_per_s']:15.1f}{row['sample_ratio']:7.2f}{row['first_loss']:12.4f}{row['loss']:12.4f}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the first architecture only, fewer turns (about a minute)")
+    parser.add_argument("--quick", action="store_true", help="the first architecture, fewer turns (about a minute)")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, help="training steps of each contender")
     parser.add_argument("--config", type=int, choices=range(len(CONFIGS)), help="one architecture only")
     parser.add_argument("--only", nargs="*", default=[], help="contenders to run, by name (for profiling)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    steps = arguments.steps or (8 if arguments.quick else 60)
-    picked = [arguments.config] if arguments.config is not None else [0] if arguments.quick else range(len(CONFIGS))
+    quick = bool(arguments.quick)
+    job = Job(arguments.batch, 4 if quick else 10, 4 if quick else 15, 32, 20 if quick else 60, tuple(arguments.only))
+    picked = [arguments.config] if arguments.config is not None else [0] if quick else range(len(CONFIGS))
     results = []
     for config in (CONFIGS[i] for i in picked):
-        rows = measure(config, arguments.batch, steps, 5 if arguments.quick else 15, arguments.only)
-        results.append(dict(config=asdict(config), batch=arguments.batch, rows=rows))
-        print(f"\n{config.name}: channels {config.channels}, {config.size}x{config.size}, batch {arguments.batch}, "
-              f"{rows[0]['parameters'] / 1e6:.2f}M parameters, float32 outputs agree to {rows[0]['largest_float32_difference']:.0e}")  # fmt: skip
-        print(f"{'':16}{'train img/s':>12}{'ratio':>7}{'forward img/s':>15}{'ratio':>7}{f'loss at {steps}':>13}")
-        for row in rows:
-            print(f"{row['contender']:16}{row['train_images_per_s']:12.1f}{row['train_ratio']:7.2f}"
-                  f"{row['sample_images_per_s']:15.1f}{row['sample_ratio']:7.2f}{row['loss_after']:13.4f}")  # fmt: skip
+        rows = measure(config, job)
+        results.append({"config": asdict(config), "job": asdict(job), "rows": rows})
+        show(config, job, rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(dict(machine=machine(), results=results), indent=1) + "\n")
+    arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n")
     print(f"\nwritten to {arguments.out}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refusal as refusal:
+        raise SystemExit(f"error: {refusal}") from None

@@ -105,7 +105,7 @@ def test_refused_in_one_line(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    np.savez(tmp_path / "odd.npz", x=np.zeros((20, 9, 12), np.uint8))
+    np.savez(tmp_path / "odd.npz", x=np.arange(20 * 9 * 12, dtype=np.uint8).reshape(20, 9, 12))
     before = contents(trained), contents(undropped), contents(tmp_path)
     words = {"{tmp}": str(tmp_path), "{run}": str(trained), "{undropped}": str(undropped)}
     for word, value in words.items():

@@ -193,6 +193,13 @@ def test_ddim_is_of_first_order() -> None:
     assert check_order(sf.samplers.get("ddim"), process, MIXTURE, steps=(160, 320), tolerance=0.05) > 0
 
 
+@pytest.mark.parametrize("eta", [0.25, 0.5, 1.0])
+def test_ddim_eta_scales_the_standard_deviation(eta: float) -> None:
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    whole = variance_of(PROCESS.bridge(x, sf.laws.Dirac(x), 0.5, 0.4))
+    assert variance_of(PROCESS.bridge(x, sf.laws.Dirac(x), 0.5, 0.4, eta)) == pytest.approx(eta**2 * whole, rel=1e-12)
+
+
 def test_ddim_with_eta_1_is_ddpm_fixed_small() -> None:
     model = sf.oracles.Gaussian([0.0], 0.25).denoiser(PROCESS)
     x1 = torch.ones(4, 1, dtype=torch.float64)

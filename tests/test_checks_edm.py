@@ -193,5 +193,7 @@ def test_guidance_scale_convention(w: float, expected: float) -> None:
     model = sf.guidance.cfg(TwoGaussians(), null, w)
     cond = {"label": torch.zeros(1, dtype=torch.int64)}
     grid = sf.grids.get("karras")(KARRAS, 200)
-    x = sf.sample(model, PROCESS, sf.samplers.get("heun"), grid, torch.full((1, 1), 80.0, dtype=torch.float64), cond=cond)
+    x = sf.sample(
+        model, PROCESS, sf.samplers.get("heun"), grid, torch.full((1, 1), 80.0, dtype=torch.float64), cond=cond
+    )
     assert float(x**2) == pytest.approx(expected, rel=0.01)

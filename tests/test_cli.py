@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from sfumato.__main__ import run
+from sfumato.training.monitor import Log
 
 SET = [
     "--set", "channels=8", "--set", "attention=no", "--set", "patch=2", "--set", "batch=32", "--set", "reports=2",
@@ -80,7 +83,7 @@ def test_the_run_folder(folder: Path) -> None:
     assert (config["recipe"], config["seed"], config["horizon"]) == ("edm", 3, {"steps": 30})
     assert (config["settings"]["lr"], config["settings"]["blocks"], config["settings"]["channels"]) == (0.002, 1, [8])
     assert config["data"]["name"] == "digits"
-    assert config["data"]["transform"] == {"name": "uint8-image"}
+    assert config["data"]["transform"]["name"] == "uint8-image"
     assert config["versions"]["sfumato"]
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in log} == {"train", "validation"}
@@ -187,6 +190,23 @@ def test_eval_appends_records(folder: Path, tmp_path: Path, capsys: pytest.Captu
 def test_resume_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(["train", "edm", "--data", "digits", "--out", str(folder), "--resume"], capsys)
     assert json.loads((folder / "config.json").read_text())["horizon"] == {"steps": 30}
+
+
+def test_ctrl_c_is_exit_code_130_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(log: Log, step: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "a run"
+    arguments = ["train", "flow", "--data", "digits", "--out", str(out), "--steps", "9", "--set", "blocks=1", *SET]
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "step", step)
+        assert run(arguments) == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("sfumato: stopped at step 1 and saved; continue with: sfumato train flow")
+    said(shlex.split(line.split("continue with: sfumato ")[1]), capsys)
+    assert (out / "checkpoints" / "step-9").is_dir()
 
 
 def test_config_of_another_run_gives_its_settings(

@@ -131,9 +131,25 @@ def test_decode_refuses_non_finite(bad: float) -> None:
     one_line(refused)
 
 
+def test_standardised_pixels_have_the_asked_moments(digits: Data) -> None:
+    own = digits.standardised()
+    z = own.transform.encode(digits.train.x)
+    assert float(z.double().mean()) == pytest.approx(0, abs=1e-6)
+    assert float(z.double().std(correction=0)) == pytest.approx(0.5, rel=1e-6)
+    assert torch.equal(own.transform.decode(z), digits.train.x[:, 0])
+    assert own.transform.limits == pytest.approx((float(z.min()), float(z.max())))
+    assert from_json(json.loads(json.dumps(own.transform.to_json()))) == own.transform
+    with pytest.raises(Refusal, match="all pixels"):
+        Uint8Image.standardised(torch.full((2, 1, 3, 3), 7, dtype=torch.uint8))
+
+
 def test_unknown_transform() -> None:
     with pytest.raises(Refusal, match="uint8-image"):
         from_json({"name": "uint8-imagee"})
+    with pytest.raises(Refusal, match="center"):
+        from_json({"name": "uint8-image", "center": 3.0})
+    with pytest.raises(Refusal, match="spread=0"):
+        from_json({"name": "uint8-image", "spread": 0.0})
 
 
 # ------------------------------------------------------------------------------------------------- names and files

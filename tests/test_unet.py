@@ -28,10 +28,17 @@ def awake(net: UNet) -> UNet:
 
 def small(**settings: object) -> UNet:
     torch.manual_seed(0)
-    chosen: dict[str, object] = dict(
-        in_channels=1, out_channels=1, size=(8, 12), channels=(16, 24), blocks=1, attention=(False, True), classes=5,
-        head_channels=8,
-    ) | settings  # fmt: skip
+    chosen: dict[str, object] = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "size": (8, 12),
+        "channels": (16, 24),
+        "blocks": 1,
+        "attention": (False, True),
+        "classes": 5,
+        "head_channels": 8,
+        **settings,
+    }
     net = nets.get("unet", **chosen)
     assert isinstance(net, UNet)
     return awake(net)
@@ -49,7 +56,9 @@ def test_any_size_that_fits_gives_the_same_size(size: tuple[int, int], patch: in
     net = small(in_channels=3, out_channels=6, patch=patch)
     x, t = batch(net, size=size)
     y = net(x, t)
-    assert y.shape == (3, 6, *size) and y.dtype == torch.float32 and y.isfinite().all()
+    assert y.shape == (3, 6, *size)
+    assert y.dtype == torch.float32
+    assert y.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -69,8 +78,8 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(size: tuple[int, i
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [({"attention": (True,)}, "1 entries for 2 stages"), ({"patch": 3}, "patch 3"), ({"blocks": 0}, "blocks 0"),
-     ({"head_channels": 7}, "7 channels do not divide 24"), ({"classes": 0}, "classes 0"), ({"dropout": 1.0}, "dropout 1.0"),
-     ({"chanels": (8,)}, "chanels")],
+     ({"head_channels": 7}, "7 channels do not divide 24"), ({"classes": 0}, "classes 0"),
+     ({"dropout": 1.0}, "dropout 1.0"), ({"chanels": (8,)}, "chanels")],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], expected: str) -> None:
     with pytest.raises(Refusal, match=expected):
@@ -80,6 +89,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], expec
 def test_a_fresh_network_answers_zero_and_its_blocks_are_the_identity() -> None:
     net = nets.get("unet", size=(8, 8), channels=(16, 16), attention=(True, True), blocks=1)
     assert not net(torch.randn(2, 3, 8, 8), torch.rand(2)).any()
+    assert isinstance(net, UNet)
     block = net.middle[0]
     x = torch.randn(2, 16, 4, 4)
     assert torch.equal(block(x, torch.randn(2, 32)), x)
@@ -126,7 +136,7 @@ def test_rows_are_independent(patch: int) -> None:
 def loss_and_gradient(net: UNet, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     net.zero_grad()
     y = net(x, t, {"label": torch.tensor([1, 2, 5])})
-    (y - torch.sin(3 * x)).square().mean().backward()  # type: ignore[no-untyped-call]
+    (y - torch.sin(3 * x)).square().mean().backward()
     return y.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
@@ -158,9 +168,8 @@ def test_bfloat16_group_norm_survives_a_large_mean() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_group_norm_is_torchs_and_its_derivatives_are_exact(rows: int) -> None:
-    x, scale, shift = (
-        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 8, 3, 2), (rows, 8, 1, 1), (rows, 8, 1, 1))
-    )
+    shapes = (2, 8, 3, 2), (rows, 8, 1, 1), (rows, 8, 1, 1)
+    x, scale, shift = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
 
     def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return layers.modulated_group_norm(x, scale, shift, 4)
@@ -185,7 +194,7 @@ def test_a_directional_derivative_of_the_whole_network_matches_reverse_mode() ->
     x, t = batch(net, b=2)
     x, t = x.double(), t.double()
     v, u = torch.randn_like(x), torch.randn_like(x)
-    _, forward = torch.func.jvp(lambda x: net(x, t), (x,), (v,))
+    forward: Tensor = torch.func.jvp(lambda x: net(x, t), (x,), (v,))[1]
     (reverse,) = torch.autograd.grad((net(x.requires_grad_(), t) * u).sum(), x)
     torch.testing.assert_close((forward * u).sum(), (reverse * v).sum())
 
@@ -204,7 +213,8 @@ def test_settings_survive_json_and_rebuild_the_network() -> None:
     twin = UNet(**json.loads(json.dumps(net.settings)))
     twin.load_state_dict(net.state_dict())
     x, t = batch(net)
-    assert twin.settings == net.settings and torch.equal(twin.eval()(x, t), net.eval()(x, t))
+    assert twin.settings == net.settings
+    assert torch.equal(twin.eval()(x, t), net.eval()(x, t))
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfumato.data import load
-from sfumato.metrics.digit_net import LAYERS, DigitNet
+from sfumato.metrics.classifier import LAYERS, DigitNet
 
 OUT = Path(__file__).parent.parent / "src/sfumato/metrics/files"
 

@@ -72,7 +72,9 @@ def test_any_network_believes_clean_data(prediction: str) -> None:
     net = MLP(2)
     torch.nn.init.normal_(net.last.weight, std=0.1)
     bound = 0.1 if prediction in ("score",) else 0.02
-    check_belief_at_data(Preconditioned(net, GaussianHead(process, prediction)), process, MIXTURE.sample(6, 1).float(), bound)
+    check_belief_at_data(
+        Preconditioned(net, GaussianHead(process, prediction)), process, MIXTURE.sample(6, 1).float(), bound
+    )
 
 
 def test_a_product_of_oracles_is_a_denoiser() -> None:
@@ -161,6 +163,8 @@ def test_the_kit_sees_a_wrong_target() -> None:
     head = GaussianHead(process, "v")
     exact = MIXTURE.denoiser(process)
     x = process.prior(torch.zeros(4, 2)).draw(sf.Stream(0)).double()
-    right, wrong = (Preconditioned(net, head)(x, 0.5).point() for net in (OracleNet(exact, head), Wrong(OracleNet(exact, head))))
+    right, wrong = (
+        Preconditioned(net, head)(x, 0.5).point() for net in (OracleNet(exact, head), Wrong(OracleNet(exact, head)))
+    )
     assert torch.allclose(right, exact(x, 0.5).point(), atol=1e-12)
     assert not torch.allclose(wrong, right, atol=1e-6)

@@ -57,7 +57,9 @@ def test_the_bound_is_the_entropy(name: str, steps: int) -> None:
     grid = sf.grids.uniform(process.schedule, steps)
     # the aggregate q(x_1) is a little off the prior where alpha(1) > 0: that KL is part of the bound
     alpha, sigma = sf.schedules.at(process.schedule, 1.0)
-    end = sf.laws.Normal(alpha * torch.tensor([[0.4, -1.0]]).double(), alpha**2 * torch.tensor([[0.25, 4.0]]) + sigma**2)
+    end = sf.laws.Normal(
+        alpha * torch.tensor([[0.4, -1.0]]).double(), alpha**2 * torch.tensor([[0.25, 4.0]]) + sigma**2
+    )
     surplus = float(end.kl(process.prior(end.mean)))
     check_elbo(process, oracle.posterior(process), x0, oracle.entropy + surplus, grid, rng, 1e-6)
 
@@ -69,7 +71,9 @@ def test_the_bound_of_a_product_is_the_sum_of_entropies() -> None:
     rng = SigmaPoints()
     x0 = oracle.sample(256, rng)
     entropy = image.entropy + point.entropy
-    check_elbo(process, oracle.posterior(process), x0, entropy, sf.grids.uniform(process.parts["image"].schedule, 7), rng, 1e-4)
+    check_elbo(
+        process, oracle.posterior(process), x0, entropy, sf.grids.uniform(process.parts["image"].schedule, 7), rng, 1e-4
+    )
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -121,7 +121,9 @@ def test_threads(name: str) -> None:
 def test_mode_weights() -> None:
     process = process_of("cosine")
     x1 = process.prior(LIKE.repeat(20_000, 1)).draw(sf.Stream(0))
-    x = sf.sample(MIXTURE.posterior(process), process, sf.samplers.get("ddpm"), sf.grids.uniform(process.schedule, 4), x1, rng=1)
+    x = sf.sample(
+        MIXTURE.posterior(process), process, sf.samplers.get("ddpm"), sf.grids.uniform(process.schedule, 4), x1, rng=1
+    )
     share = mode_weights(x, torch.tensor(MODES))
     error = (torch.tensor([0.5, 0.3, 0.2]) * torch.tensor([0.5, 0.7, 0.8]) / 20_000) ** 0.5
     assert bool(((share - torch.tensor([0.5, 0.3, 0.2])).abs() < 4.5 * error).all()), share
@@ -247,7 +249,9 @@ def test_states_keep_their_dtype_and_shape() -> None:
     process = process_of("linear")
     x1 = torch.randn(3, 1, 1, 2)
     for name in SAMPLERS:
-        x = sf.sample(IMAGE.denoiser(process), process, sf.samplers.get(name), sf.grids.uniform(process.schedule, 4), x1, rng=0)
+        x = sf.sample(
+            IMAGE.denoiser(process), process, sf.samplers.get(name), sf.grids.uniform(process.schedule, 4), x1, rng=0
+        )
         assert x.shape == x1.shape, name
         assert x.dtype == torch.float32, name
     assert columns(x1).dtype == torch.float64

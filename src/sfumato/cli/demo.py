@@ -34,16 +34,25 @@ DEMO = Demo(
     data="mnist",
     minutes=2.9,
     settings={
-        "channels": (64, 128, 128),
-        "attention": (False, False, True),
+        # half the pixels each way through 2x2 patches: wide layers on few sites use a small machine best
+        "channels": (48, 96),
+        "attention": (False, False),
         "blocks": 1,
-        "patch": 1,
+        "patch": 2,
+        "batch": 64,
+        "lr": 3e-3,
+        "hold": 0.3,
+        "decay": "linear",
+        "weight_decay": 0.01,
+        # digits are decided at higher noise than photographs: the median level is 0.67, the data's deviation 0.5
+        "p_mean": -0.4,
         "reports": 4,
         "validation_images": 256,
         "grid_columns": 2,
         "sampler": "dpmpp-2m",
-        "sampling_steps": 12,
-        "guidance": 1.5,
+        "sampling_steps": 15,
+        "guidance": 1.7,
+        "clip": True,
     },
 )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -209,20 +211,26 @@ def train_run(
     pairs: list[str],
 ) -> None:
     """Train and say how to sample."""
-    from sfumato.training.run import train
+    import typer
+
+    from sfumato.training.run import Stopped, train
 
     settings = read_settings(config, pairs)
     clash = set(settings) & {"minutes", "out", "seed", "resume", "device", "quiet", "recipe", "data", "steps"}
     if clash:
         raise Refusal(f"setting {min(clash)!r} is an option; give it as --{min(clash)}")
-    train(recipe, data, minutes=minutes, steps=steps, out=out, resume=resume, seed=seed, device=device, **settings)
+    try:
+        train(recipe, data, minutes=minutes, steps=steps, out=out, resume=resume, seed=seed, device=device, **settings)
+    except Stopped as stopped:
+        print(f"sfumato: {stopped}", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(f"trained: {out}")
     print(f"sample:  {sample_command(out)}")
 
 
 def sample_command(run: Path) -> str:
     """The exact command that samples from ``run``."""
-    return f"sfumato sample {run} --out {new_folder_for(run)}"
+    return shlex.join(["sfumato", "sample", str(run), "--out", str(new_folder_for(run))])
 
 
 def new_folder_for(run: Path) -> Path:

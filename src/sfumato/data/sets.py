@@ -6,7 +6,7 @@ have one shape; nothing here changes after it is made, so two loads of one name 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from sfumato.data.report import Report
-from sfumato.data.transforms import Transform
+from sfumato.data.transforms import Transform, Uint8Image
 from sfumato.errors import Refusal, nearest
 
 
@@ -59,6 +59,10 @@ class Data:
         if name not in self.classes:
             raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
         return self.classes.index(name)
+
+    def standardised(self) -> Data:
+        """The same data, whose model units have mean 0 and standard deviation 0.5 over the training images."""
+        return replace(self, transform=Uint8Image.standardised(self.train.x))
 
     def spec(self) -> dict[str, Any]:
         """What a checkpoint stores of it (JSON)."""

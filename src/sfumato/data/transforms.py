@@ -29,6 +29,11 @@ class Transform(Protocol):
         """The user's units for a model's state; refuses non-finite states."""
         ...
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The least and the greatest value that data can have in the model's units."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """The settings that :func:`from_json` rebuilds it from."""
         ...
@@ -37,28 +42,58 @@ class Transform(Protocol):
 @final
 @dataclass(frozen=True)
 class Uint8Image:
-    """Grey levels 0..255 to [-1, 1] by ``x / 127.5 - 1``; back by rounding to the nearest level and clipping."""
+    """Grey levels to the model's units by ``(x - centre) / spread``; back by rounding and clipping.
+
+    The defaults give [-1, 1]; :meth:`standardised` gives mean 0 and standard deviation 0.5, EDM's ``sigma_data``.
+    Raises :class:`Refusal` unless ``spread`` is positive.
+    """
+
+    centre: float = 127.5
+    spread: float = 127.5
+
+    def __post_init__(self) -> None:
+        if not self.spread > 0:
+            raise Refusal(f"spread={self.spread}: grey levels are divided by it, so it must be positive")
+
+    @classmethod
+    def standardised(cls, x: UInt8[Tensor, "n c h w"], std: float = 0.5) -> Uint8Image:
+        """The transform that gives the images ``x`` mean 0 and standard deviation ``std`` over all pixels.
+
+        Raises :class:`Refusal` where all pixels are equal.
+        """
+        counts = torch.bincount(x.flatten(), minlength=256).double()
+        levels = torch.arange(256, dtype=torch.float64)
+        mean = (counts @ levels / counts.sum()).item()
+        spread = (counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item()
+        if spread == 0:
+            raise Refusal("all pixels of the training images are equal; there is nothing to learn from them")
+        return cls(mean, spread / std)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Black and white in the model's units."""
+        return -self.centre / self.spread, (255 - self.centre) / self.spread
 
     def encode(self, x: UInt8[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """uint8 ``[b, c, h, w]`` to float32 ``[b, c, h, w]`` in [-1, 1], on the same device."""
-        return x.to(torch.float32).mul_(1 / 127.5).sub_(1.0)
+        """uint8 ``[b, c, h, w]`` to float32 ``[b, c, h, w]``, on the same device."""
+        return x.to(torch.float32).sub_(self.centre).mul_(1 / self.spread)
 
     def decode(self, x: Float[Tensor, "b c h w"]) -> UInt8[Tensor, "b h w"] | UInt8[Tensor, "b h w c"]:
         """Float ``[b, c, h, w]`` to uint8: ``[b, h, w]`` for one channel, ``[b, h, w, c]`` for more.
 
-        Values beyond [-1, 1] are clipped.  Raises :class:`Refusal` where a value is not finite: such a state is never
-        made into an image.
+        Values beyond :attr:`limits` are clipped.  Raises :class:`Refusal` where a value is not finite: such a state is
+        never made into an image.
         """
         finite = torch.isfinite(x)
         if not bool(finite.all()):
             bad = int((~finite).flatten(1).any(1).sum())
             raise Refusal(f"{bad} of {len(x)} images have non-finite values; sample with more steps or less guidance")
-        levels = x.detach().to(torch.float32).add(1.0).mul(127.5).round_().clamp_(0, 255).to(torch.uint8)
+        levels = x.detach().to(torch.float32).mul(self.spread).add_(self.centre).round_().clamp_(0, 255).to(torch.uint8)
         return levels[:, 0] if levels.shape[1] == 1 else levels.permute(0, 2, 3, 1).contiguous()
 
     def to_json(self) -> dict[str, Any]:
-        """Its name; it has no settings."""
-        return {"name": "uint8-image"}
+        """Its name and settings."""
+        return {"name": "uint8-image", "centre": self.centre, "spread": self.spread}
 
 
 #: Every transform by the name that its ``to_json`` writes.
@@ -66,8 +101,14 @@ TRANSFORMS: dict[str, type[Uint8Image]] = {"uint8-image": Uint8Image}
 
 
 def from_json(record: Mapping[str, Any]) -> Transform:
-    """The transform that ``to_json`` described.  Raises :class:`Refusal` for an unknown name."""
+    """The transform that ``to_json`` described.  Raises :class:`Refusal` for an unknown name or setting."""
     name = str(record.get("name"))
     if name not in TRANSFORMS:
         raise Refusal(f"unknown data transform {name!r}; {nearest(name, TRANSFORMS)}")
-    return TRANSFORMS[name](**{key: value for key, value in record.items() if key != "name"})
+    settings = {key: value for key, value in record.items() if key != "name"}
+    try:
+        return TRANSFORMS[name](**settings)
+    except TypeError:
+        raise Refusal(
+            f"data transform {name!r} cannot be made with the settings {settings}; is config.json damaged?"
+        ) from None

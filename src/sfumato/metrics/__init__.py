@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+from sfumato.metrics.classifier import DigitNet, digit_net
 from sfumato.metrics.copies import copy_rate, copy_scores, copy_threshold, nearest_training
-from sfumato.metrics.digit_net import DigitNet, digit_net
 from sfumato.metrics.distances import (
     Moments,
     frechet_distance,

@@ -28,7 +28,7 @@ def _flat(x: UInt8[Tensor, "n *image"]) -> Float32[Tensor, "n d"]:
 
 
 def nearest_training(
-    x: UInt8[Tensor, "n *image"], train: UInt8[Tensor, "m *image"], k: int = 1
+    x: UInt8[Tensor, "n *image"], train: UInt8[Tensor, "m ..."], k: int = 1
 ) -> tuple[Float32[Tensor, "n k"], Int64[Tensor, "n k"]]:
     """Distances (Euclidean, pixels in [0, 1]) and indices of the k nearest training images, nearest first.
 

@@ -41,7 +41,7 @@ def _checked(features: Float[Tensor, "n d"], least: int) -> Float64[Tensor, "n d
     return features.detach().to("cpu", torch.float64)
 
 
-def _pair(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], least: int) -> tuple[Tensor, Tensor]:
+def _pair(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"], least: int) -> tuple[Tensor, Tensor]:
     """Both sets, checked, of one dimension."""
     if a.shape[-1] != b.shape[-1]:
         raise Refusal(f"features have {a.shape[-1]} and {b.shape[-1]} dimensions; take both from one extractor")
@@ -69,7 +69,7 @@ def frechet_from_moments(a: Moments, b: Moments) -> float:
     return max(0.0, float(shift + a.covariance.trace() + b.covariance.trace() - 2 * cross))
 
 
-def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"]) -> float:
     """The Fréchet distance of two feature sets.
 
     Raises :class:`Refusal` where either has fewer than ``d + 1`` vectors: its covariance would be singular by counting
@@ -97,13 +97,13 @@ def kernel_within(x: Float[Tensor, "n d"]) -> float:
     return (_kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
 
-def kernel_between(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+def kernel_between(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"]) -> float:
     """The mean kernel between a member of ``a`` and a member of ``b``."""
     a, b = _pair(a, b, 1)
     return _kernel_sum(a, b) / (len(a) * len(b))
 
 
-def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
+def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"]) -> float:
     """The unbiased MMD^2 of two feature sets with the cubic polynomial kernel, over all pairs (no subsets)."""
     a, b = _pair(a, b, 2)
     return kernel_within(a) + kernel_within(b) - 2 * kernel_between(a, b)
@@ -120,7 +120,7 @@ def _covered(x: Float64[Tensor, "n d"], centres: Float64[Tensor, "m d"], radii: 
     return float(torch.cat(inside).double().mean())
 
 
-def precision_recall(real: Float[Tensor, "n d"], generated: Float[Tensor, "m d"], k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Float[Tensor, "n d"], generated: Float[Tensor, "m _"], k: int = 3) -> tuple[float, float]:
     """(precision, recall): the share of generated within the real manifold, and of real within the generated one.
 
     Both fall as their set grows sparse, so compare only at equal n and m.  Raises :class:`Refusal` unless each set has

@@ -22,7 +22,7 @@ from sfumato import __version__
 from sfumato.data.sets import Data, Split
 from sfumato.errors import Refusal
 from sfumato.metrics import copies
-from sfumato.metrics.digit_net import DIMENSION, DigitNet, Images, digit_net, preparation
+from sfumato.metrics.classifier import DIMENSION, DigitNet, Images, digit_net, preparation
 from sfumato.metrics.distances import (
     Moments,
     frechet_from_moments,
@@ -140,7 +140,7 @@ class Reference:
 
 
 def measure(
-    x: Images, label: Int64[Tensor, " n"] | None, reference: Reference, *, generated: Mapping[str, Any]
+    x: Images, label: Int64[Tensor, " _"] | None, reference: Reference, *, generated: Mapping[str, Any]
 ) -> list[Record]:
     """Measure n samples against a prepared reference; see :func:`evaluate`."""
     r, data = reference, reference.data
@@ -208,7 +208,7 @@ def measure(
     return records
 
 
-def evaluate(x: Images, label: Int64[Tensor, " n"] | None, data: Data, *, generated: Mapping[str, Any]) -> list[Record]:
+def evaluate(x: Images, label: Int64[Tensor, " _"] | None, data: Data, *, generated: Mapping[str, Any]) -> list[Record]:
     """Measure n samples: ``frechet``, ``kernel``, ``precision``, ``recall``, ``label-accuracy``, ``copy-rate``.
 
     ``x``: uint8 ``[n, h, w]`` or ``[n, h, w, 3]``, in the data's own size; ``label``: the class index that each was

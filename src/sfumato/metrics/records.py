@@ -44,9 +44,9 @@ class Record:
     preparation: str
     sampler: str | None
     steps: int | None
-    nfe: float | None
+    nfe: float | int | None
     seed: int | None
-    guidance: float | None
+    guidance: float | int | None
     version: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 

@@ -1,13 +1,14 @@
 """Which number format a network computes in.
 
-The contract: parameters, inputs and outputs are float32; only the arithmetic in between may be narrower.  ``bfloat16``
-keeps float32's range (8 exponent bits) and rounds to 8 significant bits, so it needs no loss scaling; it is chosen where
-the processor multiplies it natively, and never where it would be emulated (there it is slower than float32).
+The contract: parameters, inputs and outputs are float32; only the arithmetic in between may be narrower.
+``bfloat16`` keeps float32's range (8 exponent bits) and rounds to 8 significant bits, so it needs no loss scaling; it
+is chosen where the processor multiplies it natively, and never where it would be emulated (there it is slower than
+float32).
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -15,7 +16,7 @@ import torch
 _NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _best(kind: str) -> torch.dtype:
     if kind == "cpu":
         detect = getattr(torch.cpu, "get_capabilities", dict)  # absent before PyTorch 2.12: float32 is always right

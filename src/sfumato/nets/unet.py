@@ -1,12 +1,12 @@
 """The U-Net of Ho et al. 2020 with scale-shift conditioning (Nichol and Dhariwal 2021).
 
-The contract: ``net(x, t, cond)`` maps a batch of images ``[b, c, h, w]``, a time ``[b]`` in [0, 1] and optional class labels
-to a batch ``[b, out, h, w]``; row k of the result depends on row k of the arguments alone.  At initialisation the output is
-zero and every residual block is the identity.  The network knows nothing of diffusion.
+The contract: ``net(x, t, cond)`` maps a batch of images ``[b, c, h, w]``, times ``[b]`` in [0, 1] and optional class
+labels to a batch ``[b, out, h, w]``; row k of the result depends on row k of the arguments alone.  At initialisation
+the output is zero and every residual block keeps to its skip.  The network knows nothing of diffusion.
 
-Shape of the network, for ``channels = (c1, ..., cn)`` and ``blocks = B``: a stem; ``n`` stages downwards of ``B`` residual
-blocks, each but the last ending in a stride-2 convolution; two residual blocks around attention in the middle; ``n`` stages
-upwards of ``B + 1`` residual blocks, each fed the matching feature map of the way down.
+Shape of the network, for ``channels = (c1, ..., cn)`` and ``blocks = B``: a stem; ``n`` stages downwards of ``B``
+residual blocks, each but the last ending in a stride-2 convolution; two residual blocks around attention in the middle;
+``n`` stages upwards of ``B + 1`` residual blocks, each fed the matching feature map of the way down.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class UNet(nn.Module):
 
     Args:
         in_channels, out_channels: channels of the image in and out.
-        size: (height, width) it is meant for; a size that does not fit is refused here, and so is one in a call.
+        size: (height, width) it is meant for; one that does not fit is refused here, and so it is in a call.
         channels: of each stage, from the finest to the coarsest; every stage but the first halves height and width.
         blocks: residual blocks in each stage on the way down (one more on the way up).
         attention: for each stage, whether every residual block is followed by self-attention; the middle always is.
@@ -92,13 +92,22 @@ class UNet(nn.Module):
         if patch not in (1, 2):
             raise Refusal(f"patch {patch} is not known; use 1 or 2")
         if blocks < 1 or not 0 <= dropout < 1 or (classes is not None and classes < 1):
-            raise Refusal(f"blocks {blocks}, dropout {dropout}, classes {classes}: need blocks >= 1, 0 <= dropout < 1, classes >= 1")
+            found = f"blocks {blocks}, dropout {dropout}, classes {classes}"
+            raise Refusal(f"{found} do not fit; use blocks >= 1, 0 <= dropout < 1, classes >= 1 or None")
         #: What rebuilds this network: ``UNet(**net.settings)``; survives JSON.
-        self.settings: dict[str, Any] = dict(
-            in_channels=in_channels, out_channels=out_channels, size=list(size), channels=list(channels), blocks=blocks,
-            attention=[bool(a) for a in attention], classes=classes, patch=patch, head_channels=head_channels,
-            groups=groups, dropout=dropout,
-        )  # fmt: skip
+        self.settings: dict[str, Any] = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "size": list(size),
+            "channels": list(channels),
+            "blocks": blocks,
+            "attention": [bool(a) for a in attention],
+            "classes": classes,
+            "patch": patch,
+            "head_channels": head_channels,
+            "groups": groups,
+            "dropout": dropout,
+        }
         self.classes, self.patch = classes, patch
         self.divisor = patch * 2 ** (len(channels) - 1)
         self._check_size(*size)
@@ -159,11 +168,12 @@ class UNet(nn.Module):
 
     def _check_size(self, height: int, width: int) -> None:
         d = self.divisor
-        if height < 1 or width < 1 or height % d or width % d:
-            near = [sorted({max(d, n // d * d), max(d, -(-n // d) * d)}) for n in (height, width)]
+        if min(height, width) < 1 or height % d or width % d:
+            below = [max(d, n // d * d) for n in (height, width)]
+            above = [max(d, -(-n // d) * d) for n in (height, width)]
+            near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (below, above)))
             raise Refusal(
-                f"size {height}x{width} does not fit: height and width must be multiples of {d}; nearest: "
-                + " or ".join(f"{h}x{w}" for h, w in dict.fromkeys([(near[0][0], near[1][0]), (near[0][-1], near[1][-1])]))
+                f"size {height}x{width} does not fit: height and width must be multiples of {d}; nearest: {near}"
             )
 
     def _embed(self, t: Tensor, cond: Mapping[str, Tensor] | None) -> list[Tensor]:

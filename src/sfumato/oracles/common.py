@@ -72,7 +72,7 @@ class LawDenoiser:
 
 def float64(value: Any) -> Tensor:
     """Numbers, lists, arrays or tensors as a detached float64 tensor on the CPU."""
-    return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
 
 def schedule_of(process: Any) -> Any:

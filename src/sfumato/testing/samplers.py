@@ -171,7 +171,15 @@ def check_threads(sampler: Sampler, process: Any, oracle: Any, like: Any, thread
 
 
 def check_recovery(
-    sampler: Sampler, process: Any, oracle: Any, like: Any, *, steps: int = 200, grid: str = "uniform", n: int = 4000, ratio: float = 1.4
+    sampler: Sampler,
+    process: Any,
+    oracle: Any,
+    like: Any,
+    *,
+    steps: int = 200,
+    grid: str = "uniform",
+    n: int = 4000,
+    ratio: float = 1.4,
 ) -> None:
     """Law 4: with a perfect model the samples are the data: moments, and sliced W2 against the floor of iid samples.
 

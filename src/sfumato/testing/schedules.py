@@ -34,7 +34,9 @@ def check_schedule(schedule: Schedule) -> None:
     require(start == (1.0, 0.0), name, f"(alpha, sigma)(0) = {start}, must be exactly (1, 0)")
     snr = log_snr(schedule, t)[(sigma > 0) & (alpha > ZERO_ALPHA)]
     worst = int(snr.diff().argmax())
-    require(bool((snr.diff() < 0).all()), name, f"log-SNR does not fall after t={float(t[worst + 1]):.4f}: {snr[worst]:.6g}")
+    require(
+        bool((snr.diff() < 0).all()), name, f"log-SNR does not fall after t={float(t[worst + 1]):.4f}: {snr[worst]:.6g}"
+    )
 
     for moment in (0.0, 0.25, 0.5, 0.7371, 1.0):
         pair = at(schedule, moment)

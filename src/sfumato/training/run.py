@@ -7,6 +7,7 @@ folder always holds the last good checkpoint, whatever stops the run.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import threading
@@ -88,7 +89,9 @@ def _fresh(recipe: str, data: Data, horizon: Horizon, seed: int, settings: Mappi
     from sfumato import recipes
 
     chosen = recipes.get(recipe)
-    return chosen.build(resolve(chosen.defaults, settings), data.spec(), {"seed": seed, "horizon": horizon.to_json()})
+    resolved = resolve(chosen.defaults, settings)
+    units = data.standardised() if resolved.optimisation.standardise else data
+    return chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
 
 
 def _claim(run: Path, model: Diffusion) -> None:
@@ -119,7 +122,9 @@ def _resumed(
         given = resolve(chosen.defaults, dict(config["settings"]) | dict(settings))
         wanted += _differences(given, model.settings)
     spec = data.spec()
-    wanted += [(f"data {key}", spec[key], config["data"].get(key)) for key in ("name", "shape", "classes", "sha256")]
+    # a file that was moved is the same data: its checksum decides, its name only explains
+    keys = ("name", "sha256") if spec["sha256"] != config["data"].get("sha256") else ("shape", "classes")
+    wanted += [(f"data {key}", spec[key], config["data"].get(key)) for key in keys]
     wanted += [("seed", seed, config["seed"])] if seed else []
     wanted += [("horizon", asked.to_json(), horizon.to_json())] if asked is not None else []
     for what, now, then in wanted:
@@ -240,7 +245,9 @@ class _Run:
 
     def resume_command(self) -> str:
         """The command that continues this run."""
-        return f"sfumato train {self.model.recipe} --data {self.data.name} --out {self.run} --resume"
+        return shlex.join(
+            ["sfumato", "train", self.model.recipe, "--data", self.data.name, "--out", str(self.run), "--resume"]
+        )
 
     def _restore(self, display: Progress) -> None:
         """Continue from the newest whole checkpoint, if the run has one."""

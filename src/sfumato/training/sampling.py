@@ -143,7 +143,7 @@ def _guided(model: Any, job: Plan, network: _Counted) -> Any:
     if job.guidance != 1:
         when = {} if job.interval is None else {"when": interval(*job.interval)}
         denoiser = cfg(network, null, job.guidance, **when)
-    return Mapped(denoiser, clip(-1.0, 1.0)) if model.settings.sampling.clip else denoiser
+    return Mapped(denoiser, clip(*model.transform.limits)) if model.settings.sampling.clip else denoiser
 
 
 def walk(model: Any, job: Plan, first: int, last: int, outer: Any) -> Iterator[Tensor]:

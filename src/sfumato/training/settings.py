@@ -58,7 +58,8 @@ class Optimisation:
     ``warmup``: steps of linear warm-up; ``hold``: share of the horizon before the decay starts; ``decay``: its shape;
     ``ema``: relative width of the power-function EMA (Karras et al. 2024); ``label_dropout``: share of labels replaced
     by the null label, which classifier-free guidance needs; ``low_discrepancy``: spread the times of a batch evenly
-    (Kingma et al. 2021, appendix I.1); ``precision``: auto, float32 or bfloat16.
+    (Kingma et al. 2021, appendix I.1); ``standardise``: train on pixels of mean 0 and standard deviation 0.5 over the
+    training set, else on [-1, 1]; ``precision``: auto, float32 or bfloat16.
     """
 
     batch: int = 128
@@ -73,6 +74,7 @@ class Optimisation:
     ema: float = 0.1
     label_dropout: float = 0.1
     low_discrepancy: bool = True
+    standardise: bool = True
     precision: str = "auto"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,66 @@
+"""The pictures of the README and the docs, from a finished ``make demo``: python tools/make_pictures.py [runs/demo].
+
+Copies the demo's own pictures (reduced to what a page needs), draws the schedules, and prints the table of measures that
+the README shows, from the demo's own records.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import sfumato as sf
+
+ROOT = Path(__file__).parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+
+
+def copy(source: Path, name: str, width: int = 900) -> None:
+    with Image.open(source) as picture:
+        scale = min(1.0, width / picture.width)
+        smaller = picture if scale == 1 else picture.resize((width, round(picture.height * scale)))
+        smaller.save(PICTURES / name, optimize=True)
+
+
+def schedules(path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    times = torch.linspace(0.002, 0.999, 400, dtype=torch.float64)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    for name in sf.schedules.names():
+        schedule = sf.schedules.get(name)
+        alpha, sigma = sf.schedules.at(schedule, times)
+        axes[0].plot(times, alpha / (alpha**2 + sigma**2).sqrt(), label=name)
+        axes[1].plot(times, sf.schedules.log_snr(schedule, times))
+    axes[0].set(xlabel="t (0 data, 1 prior)", ylabel="alpha / sqrt(alpha² + sigma²)")
+    axes[1].set(xlabel="t (0 data, 1 prior)", ylabel="log-SNR", ylim=(-15, 15))
+    axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=100)
+
+
+def table(run: Path) -> str:
+    lines = ["| measure | value | floor (real images, same n) |", "|---|---|---|"]
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        lines.append(f"| {record['name']} | {record['value']:.4f} | {record['floor']:.4f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    run = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "demo"
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for source, name in (("digits", "demo-digits"), ("trajectory", "demo-trajectory"), ("loss", "demo-loss")):
+        copy(run / f"{source}.png", f"{name}.png")
+    schedules(PICTURES / "schedules.png")
+    print(table(run))
+
+
+if __name__ == "__main__":
+    main()
