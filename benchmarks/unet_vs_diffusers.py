@@ -136,7 +136,7 @@ def copy_weights(theirs: Any, ours: UNet) -> None:
             if getattr(block, "downsamplers", None) is not None:
                 affine(next(way), block.downsamplers[0].conv)
             if getattr(block, "upsamplers", None) is not None:
-                affine(next(way).conv, block.upsamplers[0].conv)  # type: ignore[union-attr]
+                affine(next(way).conv, block.upsamplers[0].conv)
     affine(ours.films, *projections)
     affine(ours.norm, theirs.conv_norm_out)
     affine(ours.head, theirs.conv_out)
@@ -215,7 +215,7 @@ def batches(config: Config, batch: int) -> Iterator[tuple[Tensor, Tensor, Tensor
 
 def train_step(rival: Contender, x_t: Tensor, k: Tensor, eps: Tensor) -> float:
     loss = F.mse_loss(rival.call(x_t, k), eps)
-    loss.backward()
+    torch.autograd.backward(loss)
     rival.optimiser.step()
     rival.optimiser.zero_grad(set_to_none=True)
     return loss.item()

@@ -10,8 +10,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("sfumato", "beartype.beartype")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 torch.set_num_threads(1)
 

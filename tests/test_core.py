@@ -359,5 +359,5 @@ def test_importing_is_light() -> None:
 
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'smaple'"):
-        sf.smaple  # noqa: B018
+        sf.smaple
     assert "sample" in dir(sf)

@@ -1,7 +1,7 @@
 """Every code block of the README, CONTRIBUTING and docs runs.
 
-Python blocks of one page run in order in one namespace, in an empty folder.  Shell blocks may hold ``sfumato`` commands,
-which run, and ``make`` targets, which must exist.  Budgets are cut so that the pages stay true and the tests short:
+Python blocks of one page run in order in one namespace, in an empty folder.  Shell blocks may hold ``sfumato``
+commands, which run, and ``make`` targets, which must exist.  Budgets are cut so that the tests stay short:
 ``minutes`` become two steps, networks are told to be tiny, ``mnist`` stays ``mnist``.
 """
 
@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> int:
         if "--minutes" in arguments:
             k = arguments.index("--minutes")
             arguments[k : k + 2] = ["--steps", "2"]
-        arguments = arguments + TINY
+        arguments = [*arguments, *TINY]
     if arguments[0] == "eval":
-        arguments = arguments + ["--n", "130", "--steps", "1"]
+        arguments = [*arguments, "--steps", "1"]
     return run_sfumato(arguments)

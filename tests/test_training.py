@@ -21,7 +21,7 @@ from sfumato.errors import Refusal
 from sfumato.training.ema import EMA, exponent
 from sfumato.training.horizon import Clock, Seconds, Steps
 from sfumato.training.loop import Dataset, Diverged, train_steps
-from sfumato.training.optim import Optimiser, learning_rate
+from sfumato.training.optim import Optimiser, is_hidden_kernel, rate_share
 from sfumato.training.seeds import Order, mix
 from sfumato.training.settings import Optimisation, flatten, resolve
 from sfumato.training.times import LogitNormal, LogNormalSigma, Uniform
@@ -108,12 +108,51 @@ def test_mix_is_fixed() -> None:
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     settings = Optimisation(lr=1.0, warmup=10, hold=0.5, decay="cosine")
-    assert learning_rate(settings, 0, 0.0) == pytest.approx(0.1)
-    assert learning_rate(settings, 9, 0.01) == pytest.approx(1.0)
-    assert learning_rate(settings, 500, 0.5) == pytest.approx(1.0)
-    assert learning_rate(settings, 750, 0.75) == pytest.approx(0.5)
-    assert learning_rate(settings, 999, 1.0) == pytest.approx(0.0)
-    assert learning_rate(Optimisation(lr=1.0, warmup=0, decay="linear"), 0, 0.25) == pytest.approx(0.75)
+    assert rate_share(settings, 0, 0.0) == pytest.approx(0.1)
+    assert rate_share(settings, 9, 0.01) == pytest.approx(1.0)
+    assert rate_share(settings, 500, 0.5) == pytest.approx(1.0)
+    assert rate_share(settings, 750, 0.75) == pytest.approx(0.5)
+    assert rate_share(settings, 999, 1.0) == pytest.approx(0.0)
+    assert rate_share(Optimisation(lr=1.0, warmup=0, decay="linear"), 0, 0.25) == pytest.approx(0.75)
+
+
+def test_muon_moves_every_direction_of_a_hidden_kernel_alike() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 16, 3), torch.nn.Conv2d(16, 32, 3), torch.nn.Conv2d(32, 1, 3))
+    assert [is_hidden_kernel(p) for p in net.parameters()] == [False, False, True, False, False, False]
+    optimiser = Optimiser(net, Optimisation(optimiser="muon", muon_lr=0.5, lr=1e-12, warmup=0, clip_norm=1e9))
+    before = [p.detach().clone() for p in net.parameters()]
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimiser.apply(0, 0.0)
+    moves = [(p.detach() - q).flatten(1) for p, q in zip(net.parameters(), before, strict=True) if p.ndim == 4]
+    assert moves[0].abs().max() < 1e-9
+    assert moves[2].abs().max() < 1e-9
+    stretch = torch.linalg.svdvals(moves[1]) / 0.5
+    assert 0.6 < float(stretch.min()) <= float(stretch.max()) < 1.3  # Newton-Schulz brings all near 1
+
+
+def test_the_state_of_muon_survives_storing() -> None:
+    torch.manual_seed(0)
+    settings = Optimisation(optimiser="muon", warmup=0)
+    nets = [torch.nn.Sequential(torch.nn.Conv2d(16, 16, 3), torch.nn.Conv2d(16, 16, 3)) for _ in range(2)]
+    x = torch.randn(4, 16, 9, 9)
+
+    def step(net: torch.nn.Module, optimiser: Optimiser, k: int) -> None:
+        net(x).square().mean().backward()
+        optimiser.apply(k, 0.1)
+
+    first = Optimiser(nets[0], settings)
+    step(nets[0], first, 0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    second = Optimiser(nets[1], settings)
+    second.load(first.tensors())
+    step(nets[0], first, 1)
+    step(nets[1], second, 1)
+    for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(Refusal, match=r"momentum_buffer\.0\.weight"):
+        second.load({k: v for k, v in first.tensors().items() if "momentum" not in k})
 
 
 def test_horizons_run_from_zero_to_one() -> None:

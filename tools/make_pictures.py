@@ -1,7 +1,7 @@
 """The pictures of the README and the docs, from a finished ``make demo``: python tools/make_pictures.py [runs/demo].
 
-Copies the demo's own pictures (reduced to what a page needs), draws the schedules, and prints the table of measures that
-the README shows, from the demo's own records.
+Copies the demo's own pictures (reduced to what a page needs), draws the schedules, and prints the table of measures
+that the README shows, from the demo's own records.
 """
 
 from __future__ import annotations
@@ -27,9 +27,6 @@ def copy(source: Path, name: str, width: int = 900) -> None:
 
 
 def schedules(path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     times = torch.linspace(0.002, 0.999, 400, dtype=torch.float64)
@@ -46,11 +43,9 @@ def schedules(path: Path) -> None:
 
 
 def table(run: Path) -> str:
-    lines = ["| measure | value | floor (real images, same n) |", "|---|---|---|"]
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for record in records:
-        lines.append(f"| {record['name']} | {record['value']:.4f} | {record['floor']:.4f} |")
-    return "\n".join(lines)
+    rows = [f"| {record['name']} | {record['value']:.4f} | {record['floor']:.4f} |" for record in records]
+    return "\n".join(["| measure | value | floor (real images, same n) |", "|---|---|---|", *rows])
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from sfumato.core import Cond, Law, Time
 from sfumato.errors import Refusal, nearest
 from sfumato.laws import Dirac, Normal
 from sfumato.processes.gaussian import Gaussian
-from sfumato.schedules import ZERO_ALPHA, at, rates
+from sfumato.schedules import ZERO_ALPHA, at, narrow, rates, wide
 
 #: ``(alpha, sigma, d alpha/dt, d sigma/dt, sigma_data) -> (p, q)`` of the target ``F* = p x0 + q eps``.
 Coefficients = Callable[[Any, Any, Any, Any, float], tuple[Any, Any]]
@@ -118,8 +118,7 @@ class GaussianHead:
 
     def _coefficients(self, t: Time, x: Tensor | None) -> tuple[Any, Any, Any, Any]:
         # float64 until the last moment: the differences below cancel near both ends
-        device = "cpu" if x is None or x.device.type == "mps" else x.device
-        reference = None if x is None else torch.empty((1,) * x.ndim, dtype=torch.float64, device=device)
+        reference = None if x is None else wide(x)
         if self.prediction in _WITH_RATES:
             alpha, sigma, dalpha, dsigma = rates(self.process.schedule, t, reference)
         else:
@@ -130,37 +129,33 @@ class GaussianHead:
     def input_scale(self, t: Time, x: Tensor) -> Any:
         """``c_in = 1 / sqrt(alpha^2 sigma_data^2 + sigma^2)``, shaped to broadcast against ``x``."""
         alpha, sigma, _, _ = self._coefficients(t, x)
-        return _cast((alpha**2 * self.sigma_data**2 + sigma**2) ** -0.5, x)
+        return narrow((alpha**2 * self.sigma_data**2 + sigma**2) ** -0.5, x)
 
     def __call__(self, raw: Any, x_t: Tensor, t: Time) -> Law[Tensor]:
         """The belief that the raw output states: ``x0 = (q x_t - sigma F) / (q alpha - p sigma)``."""
         output, log_var = raw if isinstance(raw, tuple) else (raw, None)
         alpha, sigma, p, q = self._coefficients(t, x_t)
         scale = 1 / (q * alpha - p * sigma)
-        x0 = _cast(q * scale, x_t) * x_t - _cast(sigma * scale, x_t) * output
-        return Dirac(x0) if log_var is None else Normal(x0, _cast(sigma, x_t) ** 2 * log_var.exp(), self.process.space)
+        x0 = narrow(q * scale, x_t) * x_t - narrow(sigma * scale, x_t) * output
+        return Dirac(x0) if log_var is None else Normal(x0, narrow(sigma, x_t) ** 2 * log_var.exp(), self.process.space)
 
     def target(self, x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """``F* = p x0 + q eps`` for the noise that ``x_t`` implies; shape of ``x0``.  Needs ``sigma(t) > 0``."""
         alpha, sigma, p, q = self._coefficients(t, x0)
-        target: Tensor = _cast(p - q * alpha / sigma, x0) * x0 + _cast(q / sigma, x0) * x_t
+        target: Tensor = narrow(p - q * alpha / sigma, x0) * x0 + narrow(q / sigma, x0) * x_t
         return target
 
     def target_from_noise(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """``F* = p x0 + q eps`` from the noise itself: no digits are lost near the data."""
         _, _, p, q = self._coefficients(t, x0)
-        target: Tensor = _cast(p, x0) * x0 + _cast(q, x0) * eps
+        target: Tensor = narrow(p, x0) * x0 + narrow(q, x0) * eps
         return target
 
     def weight(self, t: Time, x: Tensor | None = None) -> Any:
         """``((q alpha - p sigma) / sigma)^2``: the factor from ``|x0hat - x0|^2`` to ``|F - F*|^2``."""
         alpha, sigma, p, q = self._coefficients(t, x)
         weight = ((q * alpha - p * sigma) / sigma) ** 2
-        return weight if x is None else _cast(weight, x)
-
-
-def _cast(value: Any, x: Tensor) -> Any:
-    return value.to(x) if torch.is_tensor(value) else value
+        return weight if x is None else narrow(weight, x)
 
 
 @final

@@ -82,25 +82,34 @@ def uniform_logsnr(schedule: Schedule, n: int) -> Grid:
     3.2)."""
     _check(n)
     first = max(log_snr(schedule, 1.0), LOG_SNR_SPAN[0])
-    return _from_log_snr(schedule, torch.linspace(first, LOG_SNR_SPAN[1], n, dtype=torch.float64))
+    return _from_log_snr(schedule, torch.linspace(first, LOG_SNR_SPAN[1], n, dtype=torch.float64), from_prior=True)
 
 
-def karras(schedule: Schedule, n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Grid:
+def karras(
+    schedule: Schedule, n: int, sigma_min: float = 0.002, sigma_max: float | None = None, rho: float = 7.0
+) -> Grid:
     """``n`` noise levels ``u = sigma/alpha`` evenly spaced in ``u^(1/rho)``, then 0 (Karras et al. 2022, eq. 5).
 
-    The range is cut to what the schedule covers.  Raises :class:`Refusal` unless ``0 < sigma_min < sigma_max``.
+    Without ``sigma_max`` the grid begins at the prior, ``t = 1``, and is spaced from the schedule's own highest level
+    (at most 80); with it, it begins at that level.  Raises :class:`Refusal` unless ``0 < sigma_min < sigma_max``, and
+    for a
+    ``sigma_max`` that the schedule does not reach.
     """
     _check(n)
-    if not 0 < sigma_min < sigma_max:
-        raise Refusal(f"sigma_min={sigma_min}, sigma_max={sigma_max}: a grid needs 0 < sigma_min < sigma_max")
-    top = min(sigma_max, math.exp(-log_snr(schedule, 1.0) / 2))
+    highest = math.exp(-log_snr(schedule, 1.0) / 2)
+    top = min(80.0, highest) if sigma_max is None else sigma_max
+    if not 0 < sigma_min < top:
+        raise Refusal(f"sigma_min={sigma_min}, sigma_max={top}: a grid needs 0 < sigma_min < sigma_max")
+    if top > highest * (1 + 1e-9):
+        raise Refusal(f"sigma_max={top}: this schedule reaches {highest:.4g}; use at most that")
     level = torch.linspace(top ** (1 / rho), sigma_min ** (1 / rho), n, dtype=torch.float64) ** rho
-    return _from_log_snr(schedule, -2 * level.log())
+    return _from_log_snr(schedule, -2 * level.log(), from_prior=sigma_max is None)
 
 
-def _from_log_snr(schedule: Schedule, values: Tensor) -> Grid:
+def _from_log_snr(schedule: Schedule, values: Tensor, from_prior: bool) -> Grid:
     times = time_at(schedule, values)
-    times[0] = 1.0  # the prior is drawn at t = 1, also where the schedule's end lies beyond the first level
+    if from_prior:
+        times[0] = 1.0  # also where the schedule's end lies beyond the first level
     return torch.cat([times, torch.zeros(1, dtype=torch.float64)])
 
 

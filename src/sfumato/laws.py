@@ -18,11 +18,15 @@ from torch import Tensor
 from sfumato.core import RNG, Law, Space
 from sfumato.errors import Refusal
 from sfumato.spaces.euclidean import Euclidean
-from sfumato.trees import against, flat_sum
+from sfumato.trees import against, flat_sum, tree_map
 
 
 def _no_closed_form(what: str, law: object) -> Refusal:
     return Refusal(f"{what} of {type(law).__name__} has no closed form; use a Dirac, Normal or Categorical belief")
+
+
+def _like(value: Any, x: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 
 def _weighted_sum(values: Sequence[Tensor], weights: Sequence[Any]) -> Tensor:
@@ -50,7 +54,9 @@ class Dirac:
 
     def nll(self, x: Any) -> Any:
         """0 at the state itself, infinite elsewhere."""
-        off = flat_sum((x != self.x).to(torch.float64))
+        if isinstance(self.x, Mapping):
+            return {key: Dirac(value).nll(x[key]) for key, value in self.x.items()}
+        off = flat_sum((x != self.x).to(torch.float32))
         return torch.where(off > 0, math.inf, 0.0).to(off)
 
     def kl(self, other: Law[Any]) -> Any:
@@ -64,7 +70,7 @@ class Dirac:
     @staticmethod
     def pool(laws: Sequence[Any], weights: Sequence[Any]) -> Dirac:
         """A weighted sum of the points."""
-        return Dirac(_weighted_sum([law.point() for law in laws], weights))
+        return Dirac(tree_map(lambda *points: _weighted_sum(points, weights), *(law.point() for law in laws)))
 
 
 @final
@@ -79,7 +85,8 @@ class Normal:
 
     def draw(self, rng: RNG) -> Tensor:
         """``mean + sqrt(var) * noise``, with the noise of the space."""
-        return self.mean + self.var**0.5 * self.space.noise(self.mean, rng)
+        drawn: Tensor = self.mean + self.var**0.5 * self.space.noise(self.mean, rng)
+        return drawn
 
     def point(self) -> Tensor:
         """The mean."""
@@ -95,18 +102,25 @@ class Normal:
 
     def nll(self, x: Tensor) -> Tensor:
         """``|x - mean|^2 / (2 var) + dof log(2 pi var) / 2``, in nats, shape ``[b]``."""
-        var = torch.as_tensor(self.var, dtype=self.mean.dtype)
+        var = _like(self.var, self.mean)
         square: Tensor = flat_sum((x - self.mean) ** 2 / var * self.space.sites(x)) / 2
         return square + self._sum_free((2 * math.pi * var).log() / 2)
 
     def kl(self, other: Law[Any]) -> Tensor:
-        """``KL(self || other)`` for two normals, shape ``[b]``; raises :class:`Refusal` for any other law."""
+        """``KL(self || other)`` for two normals, shape ``[b]``; raises :class:`Refusal` for any other law.
+
+        Where this variance is 0 it is the negative log-density of the other at the mean, as it is for a Dirac: a batch
+        of steps may hold some that end in ``s = 0``.
+        """
         if not isinstance(other, Normal):
             raise _no_closed_form("KL from a Normal", other)
-        var = torch.as_tensor(self.var, dtype=self.mean.dtype)
-        over = torch.as_tensor(other.var, dtype=self.mean.dtype)
-        square: Tensor = flat_sum((self.mean - other.mean) ** 2 / over * self.space.sites(self.mean)) / 2
-        return square + self._sum_free((var / over - 1 - (var / over).log()) / 2)
+        var, over = _like(self.var, self.mean), _like(other.var, self.mean)
+        gap = (self.mean - other.mean) ** 2
+        square: Tensor = flat_sum(torch.where(gap == 0, 0.0, gap / over) * self.space.sites(self.mean)) / 2
+        ratio = torch.where(var == 0, 1.0, var / torch.where(over == 0, 1.0, over))
+        shape = torch.where(over == 0, torch.where(var == 0, 0.0, math.inf), (ratio - 1 - ratio.log()) / 2)
+        sharp = torch.where((var == 0) & (over > 0), (2 * math.pi * over).log() / 2, shape)
+        return square + self._sum_free(sharp)
 
     def tilt(self, ref: Law[Any], w: Any) -> Any:
         """Score-linear guidance: the mean moves, this law's variance stays."""
@@ -152,7 +166,9 @@ class Categorical:
         if not isinstance(other, Categorical):
             raise _no_closed_form("KL from a Categorical", other)
         p = self.logp.exp()
-        terms = torch.where(p > 0, p * (self.logp - other.logp), 0.0).sum(-1)
+        here = p > 0  # masked before subtracting, so that tokens forbidden on both sides have no gradient
+        gap = torch.where(here, self.logp, 0.0) - torch.where(here, other.logp, 0.0)
+        terms = (p * gap).sum(-1)
         return flat_sum(terms * self.space.sites(terms))
 
     def tilt(self, ref: Law[Any], w: Any) -> Any:
@@ -261,7 +277,7 @@ def natural_pool(laws: Sequence[Normal], weights: Sequence[Any]) -> Normal:
     The precision is floored at the broadest law's, since a weighted sum of precisions may vanish or turn negative;
     where the floor acts the mean is the linear pool's.
     """
-    precisions = [1 / (torch.as_tensor(law.var, dtype=law.mean.dtype) + torch.zeros_like(law.mean)) for law in laws]
+    precisions = [1 / (_like(law.var, law.mean) + torch.zeros_like(law.mean)) for law in laws]
     mixed = _weighted_sum(precisions, weights)
     floor = torch.stack(precisions).amin(0)
     proper = mixed > floor

@@ -7,6 +7,7 @@ whole batch: training and Monte Carlo.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
@@ -25,12 +26,19 @@ class Stream:
         self.generator = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 
     def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        """Standard normal float32 numbers of ``shape``."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+        """Standard normal float32 numbers of ``shape``; rows that a sample does not own are 0."""
+        return _own(torch.randn(shape, generator=self.generator, dtype=torch.float32), rows)
 
     def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        """Uniform float32 numbers in [0, 1) of ``shape``."""
-        return torch.rand(shape, generator=self.generator, dtype=torch.float32)
+        """Uniform float32 numbers in [0, 1) of ``shape``; rows that a sample does not own are 0."""
+        return _own(torch.rand(shape, generator=self.generator, dtype=torch.float32), rows)
+
+
+def _own(x: Tensor, rows: Tensor | None) -> Tensor:
+    if rows is None:
+        return x
+    owned = torch.arange(x.shape[1]) < rows.cpu()[:, None]
+    return x * owned.reshape(owned.shape + (1,) * (x.ndim - 2))
 
 
 @final
@@ -63,6 +71,8 @@ def as_rng(rng: Any) -> RNG:
     """An :class:`RNG` from what users hand in: an RNG as it is, a CPU ``torch.Generator``, or an int seed."""
     if isinstance(rng, int | torch.Generator):
         return Stream(rng)
+    if hasattr(rng, "__index__") and not torch.is_tensor(rng):
+        return Stream(operator.index(rng))
     if hasattr(rng, "normal") and hasattr(rng, "uniform"):
         given: RNG = rng
         return given

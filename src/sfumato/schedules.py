@@ -17,7 +17,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ from sfumato.trees import against
 
 #: ``t -> (alpha, sigma)``, both of the shape of ``t``.
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _times(t: Time) -> Tensor:
+    return t if torch.is_tensor(t) else torch.tensor(t, dtype=torch.float64)
 
 
 @final
@@ -53,8 +57,9 @@ class Table:
         """The table of ``alpha_bar_t = prod (1 - beta_s)`` (Ho et al. 2020, eq. 4)."""
         return cls(torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float64), 0), name)
 
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """``(alpha, sigma)`` at the times ``t``, of its shape."""
+        t = _times(t)
         position = t * self.steps
         # the nearest knot wins within rounding, so that t = k / T reads the table itself
         knot = position.detach().round()
@@ -100,8 +105,9 @@ def _check_steps(steps: int) -> None:
 class CosineContinuous:
     """``alpha = cos(pi t / 2)``, ``sigma = sin(pi t / 2)``: zero terminal signal (Salimans and Ho 2022)."""
 
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """``(alpha, sigma)`` at the times ``t``, of its shape."""
+        t = _times(t)
         return torch.cos(t * math.pi / 2), torch.sin(t * math.pi / 2)
 
 
@@ -110,8 +116,9 @@ class CosineContinuous:
 class Flow:
     """The straight path ``alpha = 1 - t``, ``sigma = t`` of rectified flow (Liu et al. 2022; Lipman et al. 2022)."""
 
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """``(alpha, sigma)`` at the times ``t``, of its shape."""
+        t = _times(t)
         return 1 - t, t
 
 
@@ -128,8 +135,9 @@ class Karras:
         if not (self.sigma_max > 0 and self.rho > 0):
             raise Refusal(f"sigma_max={self.sigma_max}, rho={self.rho}: both must be positive")
 
-    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
         """``(alpha, sigma)`` at the times ``t``, of its shape."""
+        t = _times(t)
         return torch.ones_like(t), self.sigma_max * t**self.rho
 
 
@@ -162,13 +170,28 @@ def _with_rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor, 
     return alpha, sigma, dalpha, dsigma
 
 
-@functools.lru_cache(1 << 16)
+R = TypeVar("R")
+
+
+def _memoised(read: Callable[[Any, float], R]) -> Callable[[Any, float], R]:
+    """Remember readings of schedules that cannot change; a module (it may be learning) or unhashable one is read
+    anew."""
+    remembered = functools.lru_cache(1 << 16)(read)
+
+    def reader(schedule: Any, t: float) -> R:
+        fixed = type(schedule).__hash__ is not None and not isinstance(schedule, torch.nn.Module)
+        return remembered(schedule, t) if fixed else read(schedule, t)
+
+    return reader
+
+
+@_memoised
 def _float_at(schedule: Schedule, t: float) -> tuple[float, float]:
     alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     return alpha.item(), sigma.item()
 
 
-@functools.lru_cache(1 << 16)
+@_memoised
 def _float_rates(schedule: Schedule, t: float) -> tuple[float, float, float, float]:
     alpha, sigma, dalpha, dsigma = _with_rates(schedule, torch.tensor(t, dtype=torch.float64))
     return alpha.item(), sigma.item(), dalpha.item(), dsigma.item()
@@ -184,12 +207,22 @@ def at(schedule: Schedule, t: Time, x: Tensor | None = None) -> tuple[Any, Any]:
     ``x``.
 
     Tensor times ``[b]`` are computed in float64 and cast to the dtype and device of ``x`` (float64 where ``x`` is
-    None). A learned schedule must be frozen before it is read at floats, since those are remembered.
+    None). Floats are remembered for schedules that cannot change (not for an ``nn.Module``, which may be learning).
     """
     if not torch.is_tensor(t):
         return _float_at(schedule, float(t))
     values = schedule(_tensor_times(t, x))
     return values if x is None else (values[0].to(x), values[1].to(x))
+
+
+def wide(x: Tensor) -> Tensor:
+    """What stands for ``x`` in :func:`at` where coefficients are to stay float64 until they are combined."""
+    return torch.empty((1,) * x.ndim, dtype=torch.float64, device="cpu" if x.device.type == "mps" else x.device)
+
+
+def narrow(value: Any, x: Tensor) -> Any:
+    """A coefficient in the dtype and on the device of ``x``; numbers pass through."""
+    return value.to(x) if torch.is_tensor(value) else value
 
 
 def rates(schedule: Schedule, t: Time, x: Tensor | None = None) -> tuple[Any, Any, Any, Any]:
@@ -239,4 +272,5 @@ def time_at(schedule: Schedule, value: float | Tensor) -> Any:
     # the end of the final bracket whose log-SNR is nearer, so that knots and exact ends are hit
     found = torch.where((log_snr(schedule, low) - target).abs() <= (log_snr(schedule, high) - target).abs(), low, high)
     found = torch.where(target <= log_snr(schedule, torch.ones_like(target)), 1.0, found)
+    found = torch.where(target == math.inf, 0.0, found)
     return found if torch.is_tensor(value) else found.item()

@@ -1,7 +1,7 @@
 """One-line faults that real diffusion libraries have had, and the tests that must see each of them.
 
-A mutant replaces ``old`` (which must occur exactly once) by ``new`` in ``src/sfumato/<file>``; at least one of ``tests``
-must then fail.  Add one whenever you add a formula.
+A mutant replaces ``old`` (which must occur exactly once) by ``new`` in ``src/sfumato/<file>``; at least one of
+``tests`` must then fail.  Add one whenever you add a formula.
 """
 
 from __future__ import annotations

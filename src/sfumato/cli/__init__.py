@@ -69,7 +69,9 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Train this long (default 3).")] = None,
     steps: Annotated[int | None, typer.Option(help="Train this many steps.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides weights, order of the data and noise.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides weights, order of the data and noise (0 unless given).")
+    ] = None,
     device: Device = "auto",
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Settings in a .toml or .json file.")] = None,
     set_: Annotated[
@@ -107,7 +109,9 @@ def sample(
 @app.command("eval")
 def eval_(
     run: Run,
-    n: Annotated[int, typer.Option("--n", help="How many samples to evaluate.")] = 2000,
+    n: Annotated[
+        int | None, typer.Option("--n", help="How many. Default: 2000, or as many as training images.")
+    ] = None,
     out: Out = None,
     label: Label = None,
     guidance: Guidance = None,

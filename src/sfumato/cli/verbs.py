@@ -7,7 +7,7 @@ import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -127,8 +127,8 @@ def inspect_target(target: str, sheet: Path | None) -> None:
 
     loaded = data.load(target)
     path = sheet or Path(f"{Path(target).stem}-sheet.png")
-    if path.exists() and sheet is not None:
-        raise Refusal(f"{path} exists already and is kept; give another --sheet")
+    if path.exists():
+        raise Refusal(f"{path} exists already and is kept; give another --sheet FILE")
     data.contact_sheet(loaded.train, path)
     Console(highlight=False).print(loaded.report())
     print(f"\ncontact sheet: {path}")
@@ -157,7 +157,8 @@ def inspect_run(run: Path) -> None:
         ("versions", _pairs(config["versions"])),
         ("settings", _pairs(settings)),
     ]
-    validations = [line for line in read_log(run / "log.jsonl") if line["kind"] == "validation"]
+    validations = [line for line in read_log(run / "log.jsonl") if line.get("kind") == "validation"]
+    validations = [line for line in validations if line.get("loss") is not None]
     if validations:
         levels = "  ".join(
             f"{p['log_snr']:.1f}: {p['loss']:.3f}" for p in validations[-1]["levels"] if None not in p.values()
@@ -205,7 +206,7 @@ def train_run(
     minutes: float | None,
     steps: int | None,
     resume: bool,
-    seed: int,
+    seed: int | None,
     device: str,
     config: Path | None,
     pairs: list[str],
@@ -273,7 +274,8 @@ def evaluate_run(run: Path, job: Job, out: Path | None) -> None:
         check_free(out)
     loaded = data.load(read_config(run)["data"]["name"])
     least, most = metrics.limits(loaded)
-    if job.n is not None and not least <= job.n <= most:
+    job = replace(job, n=min(EVALUATED, most) if job.n is None else job.n)
+    if not least <= (job.n or 0) <= most:
         raise Refusal(f"n={job.n}: {loaded.name} can be evaluated with {least} to {most} samples")
     samples = job.samples(run).noting({"run": str(run)})
     if out is not None:
@@ -281,6 +283,9 @@ def evaluate_run(run: Path, job: Job, out: Path | None) -> None:
         print(f"{out}: grid.png, samples.npz, samples.json")
     measure(run, samples, loaded)
 
+
+#: How many samples are evaluated unless told otherwise (or as many as there are training images).
+EVALUATED = 2000
 
 #: What a metric's record keeps of how its samples were made.
 GENERATED = (

@@ -7,6 +7,7 @@ Salimans 2022, eq. 6, with ``w = 1 + w'``).  Terms of the same denoiser are eval
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -16,7 +17,7 @@ import torch
 from sfumato.core import Cond, Denoiser, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import pool
-from sfumato.trees import batch_size, concatenate, rows
+from sfumato.trees import batch_size, concatenate, tree_map
 
 #: From the user's condition to the one a term sees (the null condition, a negative prompt, itself).
 Change = Callable[[Cond | None], Cond | None]
@@ -50,7 +51,11 @@ class interval:
             raise Refusal(f"guidance interval ({self.low}, {self.high}]: needs 0 <= low < high <= 1")
 
     def __call__(self, t: Time) -> bool:
-        """Whether to guide at ``t``."""
+        """Whether to guide at ``t``; raises :class:`Refusal` for a batch of differing times."""
+        if torch.is_tensor(t) and t.numel() != 1:
+            raise Refusal(
+                f"a guidance interval needs one time for the whole batch, not {t.numel()}; guide while sampling"
+            )
         return self.low < float(t) <= self.high
 
 
@@ -89,10 +94,21 @@ def _together(denoiser: Denoiser[Any], x_t: Any, t: Time, conds: list[Cond | Non
         raise Refusal(
             "guidance mixes a condition with None in one forward; name the null condition, e.g. the null label"
         )
+    keys = [sorted(cond) for cond in conds if cond is not None]
+    if any(names != keys[0] for names in keys):
+        raise Refusal(
+            f"guidance terms see different conditions, {keys[0]} and {keys[-1]}; name every one in every term"
+        )
     times = torch.cat([t] * count) if torch.is_tensor(t) and t.ndim else t
     joined = None if all(missing) else concatenate(conds)
     belief = denoiser(concatenate([x_t] * count), times, joined)
-    return [rows(belief, slice(k * size, (k + 1) * size)) for k in range(count)]
+
+    def own(
+        v: torch.Tensor, k: int
+    ) -> torch.Tensor:  # a tensor shared by all samples (a broadcast variance) stays whole
+        return v[k * size : (k + 1) * size] if v.ndim and len(v) == count * size else v
+
+    return [tree_map(functools.partial(own, k=k), belief) for k in range(count)]
 
 
 def same(cond: Cond | None) -> Cond | None:

@@ -27,6 +27,11 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
+def silu(x: Tensor) -> Tensor:
+    """``x sigmoid(x)``; overwrites ``x``, a result nobody else holds, where no derivative will need it."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 @final
 class Conv2d(nn.Conv2d):
     """A convolution that keeps float32 parameters and computes in the dtype of its input."""

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sfumato.errors import Refusal
-from sfumato.nets.layers import Attention, Conv2d, GroupNorm, Linear, Upsample, channels_last, time_features
+from sfumato.nets.layers import Attention, Conv2d, GroupNorm, Linear, Upsample, channels_last, silu, time_features
 from sfumato.nets.precision import best_dtype
 
 
@@ -44,11 +44,11 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"], film: Float[Tensor, "b f"]) -> Float[Tensor, "b o h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = F.silu(self.norm2(h, film))
+        h = self.conv1(silu(self.norm1(x)))
+        h = silu(self.norm2(h, film))
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        y: Tensor = self.skip(x) + self.conv2(h)
+        y: Tensor = self.conv2(h).add_(self.skip(x))  # in place: no derivative reads the convolution's result
         return y
 
 
@@ -209,5 +209,5 @@ class UNet(nn.Module):
                 h = stage[1](stage[0](torch.cat([h, skips.pop()], dim=1), next(films)))
             else:
                 h = stage(h)
-        h = self.head(F.silu(self.norm(h))).to(torch.promote_types(self.compute_dtype, torch.float32))
+        h = self.head(silu(self.norm(h))).to(torch.promote_types(self.compute_dtype, torch.float32))
         return (F.pixel_shuffle(h, self.patch) if self.patch > 1 else h).contiguous()

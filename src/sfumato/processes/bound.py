@@ -13,9 +13,11 @@ from typing import Any, final
 
 import torch
 
-from sfumato.core import RNG, Cond, Denoiser, Law, Process, Time
+from sfumato.core import Cond, Denoiser, Law, Process, Time
+from sfumato.errors import Refusal
 from sfumato.grids import validate
 from sfumato.laws import Dirac
+from sfumato.randomness import as_rng
 
 
 def step_kl(process: Process[Any], q: Law[Any], x0: Any, x_t: Any, t: Time, s: Time) -> Any:
@@ -47,7 +49,7 @@ class Bound:
 
 
 def elbo(
-    denoiser: Denoiser[Any], process: Process[Any], x0: Any, grid: Any, rng: RNG, cond: Cond | None = None
+    denoiser: Denoiser[Any], process: Process[Any], x0: Any, grid: Any, rng: Any, cond: Cond | None = None
 ) -> Bound:
     """One Monte Carlo estimate of the negative ELBO of ``x0`` on ``grid`` (any decreasing times that end in 0), in
     nats.
@@ -55,7 +57,9 @@ def elbo(
     Every term draws its own ``x_t`` from the marginal.  Raises :class:`~sfumato.errors.Refusal` for a bad grid and for
     beliefs without a closed-form KL.
     """
-    times = validate(grid)
+    times, rng = validate(grid), as_rng(rng)
+    if times[-1] != 0:
+        raise Refusal(f"the grid ends at t={times[-1]:g}: a bound on the data needs a grid that ends in 0")
     prior = add_parts(process.marginal(x0, times[0]).kl(process.prior(x0)))
     terms = []
     for t, s in pairwise(times):

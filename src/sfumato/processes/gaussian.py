@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.core import Law, Space, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac, Normal, Through
-from sfumato.schedules import Schedule, at, rates
+from sfumato.schedules import Schedule, at, narrow, rates, wide
 from sfumato.spaces.euclidean import Euclidean
 from sfumato.trees import flat_sum
 
@@ -26,7 +26,7 @@ from sfumato.trees import flat_sum
 def divide(a: Any, b: Any) -> Any:
     """``a / b`` with ``0 / 0 = 0``: alpha may vanish at the prior and sigma does at the data."""
     if torch.is_tensor(a) or torch.is_tensor(b):
-        b = torch.as_tensor(b)
+        b = torch.as_tensor(b, dtype=a.dtype if torch.is_tensor(a) else None)
         return torch.where(b == 0, 0.0, a / torch.where(b == 0, 1.0, b))
     return a / b if b else 0.0
 
@@ -56,9 +56,10 @@ class Gaussian:
 
     def forward(self, x_s: Tensor, s: Time, t: Time) -> Normal:
         """``q(x_t | x_s) = N((alpha_t/alpha_s) x_s, sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2)`` for ``s <= t``."""
-        (alpha_s, sigma_s), (alpha_t, sigma_t) = at(self.schedule, s, x_s), at(self.schedule, t, x_s)
+        (alpha_s, sigma_s), (alpha_t, sigma_t) = at(self.schedule, s, wide(x_s)), at(self.schedule, t, wide(x_s))
         ratio = divide(alpha_t, alpha_s)
-        return Normal(ratio * x_s, sigma_t**2 - (ratio * sigma_s) ** 2, self.space)
+        var = sigma_t**2 - (ratio * sigma_s) ** 2
+        return Normal(narrow(ratio, x_s) * x_s, narrow(var, x_s), self.space)
 
     def bridge(self, x_t: Tensor, q: Law[Tensor], t: Time, s: Time, eta: float = 1.0) -> Law[Tensor]:
         """The law of ``x_s`` given ``x_t`` and the belief ``q`` over ``x0``.
@@ -70,15 +71,16 @@ class Gaussian:
         """
         if not isinstance(q, Dirac | Normal):
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = at(self.schedule, t, x_t), at(self.schedule, s, x_t)
+        # float64 until the last moment: for close times the differences below cancel
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = at(self.schedule, t, wide(x_t)), at(self.schedule, s, wide(x_t))
         if isinstance(sigma_t, float) and sigma_t == 0:
             raise Refusal(f"a bridge from t={t:g}, where sigma = 0, carries no noise; start at a time above 0")
         kept = divide(sigma_s, sigma_t)
         fresh = eta**2 * (1 - (divide(alpha_t, alpha_s) * kept) ** 2) if eta else 0.0
         on_x_t = kept * _sqrt(1 - fresh)
-        on_x0 = alpha_s - alpha_t * on_x_t
-        mean = on_x0 * q.point() + on_x_t * x_t
-        var = sigma_s**2 * fresh
+        on_x0 = narrow(alpha_s - alpha_t * on_x_t, x_t)
+        mean = on_x0 * q.point() + narrow(on_x_t, x_t) * x_t
+        var = narrow(sigma_s**2 * fresh, x_t)
         if isinstance(q, Normal):
             var = var + on_x0**2 * q.var
         return Dirac(mean) if isinstance(var, float) and var == 0 else Normal(mean, var, self.space)

@@ -16,6 +16,11 @@ from sfumato.laws import Dirac, Joint, Through
 State = Mapping[str, Any]
 
 
+def parts_of(q: Law[Any]) -> Mapping[str, Law[Any]]:
+    """The beliefs of a joint law by part; those of a point are points."""
+    return q.parts if isinstance(q, Joint) else {key: Dirac(value) for key, value in q.point().items()}
+
+
 @final
 @dataclass(frozen=True)
 class Product:
@@ -42,13 +47,15 @@ class Product:
         """The joint of the parts' bridges; a belief that is not a joint (or a point) is drawn from first."""
         if not isinstance(q, Joint | Dirac):
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
-        beliefs = q.parts if isinstance(q, Joint) else {key: Dirac(value) for key, value in q.x.items()}
+        beliefs = parts_of(q)
         return Joint(self._each(lambda key, part: part.bridge(x_t[key], beliefs[key], t, s, eta)))
 
     def loss(self, q: Any, x0: State, x_t: State, t: Time) -> dict[str, Any]:
         """Per part."""
-        return self._each(lambda key, part: part.loss(q.parts[key], x0[key], x_t[key], t))
+        beliefs = parts_of(q)
+        return self._each(lambda key, part: part.loss(beliefs[key], x0[key], x_t[key], t))
 
     def rate(self, q: Any, x0: State, x_t: State, t: Time) -> dict[str, Any]:
         """Per part."""
-        return self._each(lambda key, part: part.rate(q.parts[key], x0[key], x_t[key], t))
+        beliefs = parts_of(q)
+        return self._each(lambda key, part: part.rate(beliefs[key], x0[key], x_t[key], t))

@@ -67,7 +67,8 @@ class Ancestral:
 class AncestralLarge:
     """DDPM with the transition's variance ``beta`` in place of the posterior's (Ho et al. 2020, "fixed large").
 
-    The step to ``s = 0`` returns the belief's point, as there.  Gaussian processes only.
+    The step to ``s = 0`` returns the belief's point, as there.  Gaussian processes only.  The two variances agree as
+    steps get short; on few steps, and on variance-exploding paths above all, this one is far too wide.
     """
 
     order: ClassVar[int | None] = None

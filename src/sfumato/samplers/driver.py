@@ -23,7 +23,7 @@ from sfumato.randomness import as_rng
 
 @final
 @dataclass(frozen=True)
-class Bound:
+class Conditioned:
     """A model with its condition bound: what samplers call as ``model(x, t)`` (or ``model(x, t, s)`` for a map)."""
 
     model: Any
@@ -58,7 +58,7 @@ def trajectory(
     only. Raises :class:`Refusal` at once for a grid, model or process that does not fit.
     """
     times = validate(grid)
-    bound = Bound(model, cond)
+    bound = Conditioned(model, cond)
     source = None if rng is None else as_rng(rng)
     require_kind(bound, sampler)
     carry = sampler.start(bound, process, times)

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, final
 
 from sfumato.core import RNG, Carry, Process
 from sfumato.errors import Refusal
-from sfumato.laws import Dirac
-from sfumato.processes.product import Product
+from sfumato.processes.product import Product, parts_of
 
 
 @final
@@ -64,7 +63,7 @@ class PerPart:
     ) -> tuple[Any, Carry]:
         """One network call, then every part's own update."""
         q = model(x, t)
-        beliefs = {key: Dirac(value) for key, value in q.x.items()} if isinstance(q, Dirac) else q.parts
+        beliefs = parts_of(q)
         moved = {
             key: sampler.step(_Formed(beliefs[key], t), process.parts[key], x[key], t, s, carry[key], rng)
             for key, sampler in self.samplers.items()

@@ -29,8 +29,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(here[0] if name == "auto" else name)
 
 
-def place_for_training(net: nn.Module, optimiser: torch.optim.Optimizer, name: str) -> torch.device:
-    """Put a network and its optimiser where they train, by Accelerate; returns the device.
+def place_for_training(net: nn.Module, optimisers: list[torch.optim.Optimizer], name: str) -> torch.device:
+    """Put a network and its optimisers where they train, by Accelerate; returns the device.
 
     Raises :class:`Refusal` where the device is not available, where this process already trained elsewhere (Accelerate
     allows one place per process), or under a launcher of several processes.
@@ -46,6 +46,6 @@ def place_for_training(net: nn.Module, optimiser: torch.optim.Optimizer, name: s
         raise Refusal(
             f"training runs in one process, {accelerator.num_processes} were launched; start sfumato directly"
         )
-    accelerator.prepare(net, optimiser)
+    accelerator.prepare(net, *optimisers)
     placed: torch.device = accelerator.device
     return placed

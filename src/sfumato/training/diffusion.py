@@ -106,7 +106,7 @@ class Diffusion:
     def losses(self, batch: Mapping[str, Tensor], rng: RNG) -> dict[str, Tensor]:
         """The mean square error of the network's own target, ``[b]``, for uint8 ``batch["x"] [b, c, h, w]``."""
         x0 = self.transform.encode(batch["x"])
-        t = self.draw_times(len(x0), rng).to(x0.device)
+        t = self.draw_times(len(x0), rng)  # float64, so on the CPU: not every device has it
         cond = self.drop_labels(batch.get("label"), rng)
         return {"net": prediction_loss(self.denoiser, x0, t, cond, rng)}
 
@@ -114,7 +114,7 @@ class Diffusion:
         """The loss ``[b]`` at given times and noise, every label shown: what validation measures."""
         x0 = self.transform.encode(batch["x"])
         cond = {"label": batch["label"]} if self.classes else None
-        return prediction_loss(self.denoiser, x0, t, cond, _NoDraw(), eps)
+        return prediction_loss(self.denoiser, x0, t, cond, eps=eps)
 
     def describe_level(self, n: int, worst: int, rng: RNG) -> str:
         """The noise level of sample ``worst`` of a batch of ``n`` whose step drew from ``rng``."""
@@ -187,15 +187,6 @@ class Diffusion:
         write_bytes(folder / "model.safetensors", pack_tensors(self.net.state_dict()))
 
 
-class _NoDraw:
-    """Stands where randomness must not be used."""
-
-    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        raise AssertionError("the noise was given; nothing may be drawn")
-
-    uniform = normal
-
-
 def load_weights(net: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Copy ``tensors`` into ``net``; raises :class:`Refusal` naming the first that is missing, extra or misshaped."""
     own = net.state_dict()
@@ -220,7 +211,9 @@ def read_config(run: Path) -> dict[str, Any]:
         raise Refusal(
             f"{run}/config.json has format {config.get('format')!r}, this version reads {FORMAT}; update sfumato"
         )
-    missing = {"recipe", "settings", "data", "seed", "horizon"} - config.keys()
+    missing = {"recipe", "settings", "data", "seed", "horizon", "parameters", "compute", "versions"} - config.keys()
+    if not missing and isinstance(config["data"], dict):
+        missing = {"name", "shape", "classes", "transform", "train", "test", "sha256"} - config["data"].keys()
     if missing:
         raise Refusal(f"{run}/config.json is damaged (no {min(missing)}); restore it or train again")
     return config

@@ -8,6 +8,7 @@ steps therefore equals training ``N``, being killed, and resuming.  A loss or gr
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -98,14 +99,15 @@ def train_steps(
             losses = system.losses(rows, Stream(stream_seed))
             means = {name: loss.mean() for name, loss in losses.items()}
             loss = sum(mean.item() for mean in means.values())
-            if loss - loss != 0:
+            if not math.isfinite(loss):
                 raise _diverged(system, losses, step, stream_seed, f"the loss is {loss}")
             norm, rate = 0.0, 0.0
-            for name, mean in means.items():
+            for mean in means.values():
                 mean.backward()  # type: ignore[no-untyped-call]
+            for name in means:
                 applied = optimisers[name].apply(step, progress)
                 norm, rate = max(norm, applied.grad_norm), applied.lr
-                if applied.grad_norm - applied.grad_norm != 0:
+                if not math.isfinite(applied.grad_norm):
                     raise _diverged(system, losses, step, stream_seed, f"the gradient norm is {applied.grad_norm}")
         step += 1
         yield Step(step, loss, norm, rate, clock.seconds(), batch / (time.perf_counter() - began))
@@ -116,7 +118,7 @@ def _cuda(device: torch.device) -> list[torch.device]:
 
 
 def _diverged(system: Trainable, losses: Mapping[str, Tensor], step: int, stream_seed: int, what: str) -> Diverged:
-    total = torch.stack([loss.detach().double() for loss in losses.values()]).sum(0)
+    total = torch.stack([loss.detach().cpu().double() for loss in losses.values()]).sum(0)
     worst = int(torch.nan_to_num(total, nan=float("inf"), posinf=float("inf")).argmax())
     level = system.describe_level(len(total), worst, Stream(stream_seed))
     return Diverged(

@@ -28,16 +28,19 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a log; a last line that was cut off is left out, and a missing log is empty."""
     lines: list[dict[str, Any]] = []
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise Refusal(f"cannot read {path}: {error.strerror}") from None
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except ValueError:
             break
+        if not isinstance(found, dict):
+            raise Refusal(f"{path} is damaged at line {len(lines) + 1}; move it away and go on")
+        lines.append(found)
     return lines
 
 
@@ -47,7 +50,7 @@ class Log:
 
     def __init__(self, path: Path | None, last_step: int) -> None:
         self.path = path
-        self.lines = [line for line in read_log(path) if line["step"] <= last_step] if path else []
+        self.lines = [line for line in read_log(path) if line.get("step", 0) <= last_step] if path else []
         if path:
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         self._window: list[Step] = []

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.core import RNG, Cond, Denoiser, Process, Time
+from sfumato.core import Cond, Denoiser, Process, Time
 from sfumato.denoisers import Preconditioned
+from sfumato.errors import Refusal
+from sfumato.randomness import as_rng
 from sfumato.schedules import at, snr
 
 #: ``(process, t, loss [b]) -> [b]``.
@@ -28,27 +30,35 @@ def objective(
     t: Tensor,
     cond: Cond | None = None,
     weight: Weight | None = None,
-    rng: RNG | None = None,
+    rng: Any = None,
     end: Any = None,
 ) -> Any:
     """``weight(process, t, process.loss(belief, x0, x_t, t))`` at ``x_t ~ q(x_t | x0)``; shape ``[b]`` (or per part).
 
     ``end`` fixes the prior draw that ``x_t`` leads to (a coupling); otherwise ``rng`` is needed.
     """
-    x_t = process.marginal(x0, t, end).draw(rng)  # type: ignore[arg-type]  # a Dirac draws without randomness
+    x_t = process.marginal(x0, t, end).draw(_source(rng, end))
     loss = process.loss(denoiser(x_t, t, cond), x0, x_t, t)
     return weight(process, t, loss) if weight else loss
 
 
+def _source(rng: Any, given: Any) -> Any:
+    """The rng, which only a given end or given noise makes unnecessary."""
+    if rng is None and given is None:
+        raise Refusal("a loss draws noise but rng is None; pass a Stream, a torch.Generator or an int seed")
+    return None if rng is None else as_rng(rng)
+
+
 def prediction_loss(
-    denoiser: Preconditioned, x0: Tensor, t: Tensor, cond: Cond | None, rng: RNG, eps: Tensor | None = None
+    denoiser: Preconditioned, x0: Tensor, t: Tensor, cond: Cond | None, rng: Any = None, eps: Tensor | None = None
 ) -> Tensor:
     """``|F - F*|^2`` averaged over coordinates, shape ``[b]``: the mean square error of the network's own target.
 
-    ``x0``: ``[b, ...]`` in model units; ``t``: ``[b]``; ``eps``: given noise in place of a draw from ``rng``.
+    ``x0``: ``[b, ...]`` in model units; ``t``: ``[b]``; ``eps``: given noise in place of a draw from ``rng``.  Raises
+    :class:`Refusal` where neither is given.
     """
     process = denoiser.head.process
-    noise = process.space.noise(x0, rng) if eps is None else eps
+    noise = process.space.noise(x0, _source(rng, eps)) if eps is None else eps
     alpha, sigma = at(process.schedule, t, x0)
     x_t = alpha * x0 + sigma * noise
     output = denoiser.raw(x_t, t, cond)

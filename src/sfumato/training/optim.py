@@ -1,7 +1,11 @@
-"""The optimiser: fused AdamW, linear warm-up, a decay to zero over a fixed horizon, and clipping by the global norm.
+"""The optimiser: AdamW (or Muon on the convolution kernels), warm-up, a decay to zero over a fixed horizon, clipping.
 
 The contract: the learning rate is a function of (step, progress) alone, so a resumed run continues it exactly; a
 gradient that is not finite is reported and never applied.  Its state is a flat dict of named tensors, without pickle.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; PyTorch's ``torch.optim.Muon``) replaces the
+momentum of a kernel, seen as a matrix ``[out, in * height * width]``, by the nearest orthogonal one: every direction
+learns at one rate.  Everything else (stem and head, biases, norms, embeddings, attention) stays with AdamW.
 """
 
 from __future__ import annotations
@@ -30,11 +34,11 @@ def _linear(x: float) -> float:
 DECAYS: dict[str, Callable[[float], float]] = {"cosine": _cosine, "linear": _linear}
 
 
-def learning_rate(settings: Optimisation, step: int, progress: float) -> float:
-    """The rate of step ``step`` (counted from 0) at ``progress`` in [0, 1] of the horizon."""
+def rate_share(settings: Optimisation, step: int, progress: float) -> float:
+    """The share of the full rate of step ``step`` (counted from 0) at ``progress`` in [0, 1] of the horizon."""
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
     after = (progress - settings.hold) / (1 - settings.hold)
-    return settings.lr * warm * DECAYS[settings.decay](min(1.0, max(0.0, after)))
+    return warm * DECAYS[settings.decay](min(1.0, max(0.0, after)))
 
 
 @final
@@ -46,50 +50,108 @@ class Applied:
     grad_norm: float
 
 
+class Kernels:
+    """Convolution kernels in the place of the matrices that Muon trains; the memory is the kernels' own."""
+
+    def __init__(self, kernels: list[nn.Parameter], settings: Optimisation) -> None:
+        self.kernels = kernels
+        self.matrices = [nn.Parameter(_matrix(k.detach(), k)) for k in kernels]
+        self.inner = torch.optim.Muon(self.matrices, lr=settings.muon_lr, weight_decay=settings.weight_decay)
+
+    def step(self) -> None:
+        """One step on the kernels' gradients."""
+        for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
+            assert kernel.grad is not None
+            matrix.data = _matrix(kernel.detach(), kernel)  # the kernel may have moved to another device
+            matrix.grad = _matrix(kernel.grad, kernel)
+        self.inner.step()  # type: ignore[no-untyped-call]
+
+
+def _matrix(x: Tensor, kernel: nn.Parameter) -> Tensor:
+    """``[o, i, h, w]`` as ``[o, i * h * w]`` in the order of the kernel's memory, so that it is a view of a kernel."""
+    return x.flatten(1) if kernel.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1)
+
+
+def is_hidden_kernel(parameter: Tensor) -> bool:
+    """Whether Muon trains it: a convolution kernel that mixes at least 16 channels into at least 16."""
+    return parameter.ndim == 4 and min(parameter.shape[:2]) >= 16
+
+
+@final
+@dataclass(frozen=True)
+class Part:
+    """Some parameters, the torch optimiser that holds their state, and what it calls that state."""
+
+    inner: torch.optim.Optimizer
+    step: Callable[[], object]
+    lr: float
+    names: list[str]
+    held: list[nn.Parameter]
+    state: tuple[str, ...]
+
+
 class Optimiser:
-    """Fused AdamW on a network's parameters; ``inner`` is the plain torch optimiser."""
+    """AdamW on a network's parameters, or AdamW and Muon (``settings.optimiser``)."""
 
     def __init__(self, net: nn.Module, settings: Optimisation) -> None:
         self.settings = settings
-        self.names = [name for name, p in net.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in net.parameters() if p.requires_grad]
-        self.inner = torch.optim.AdamW(
-            self.parameters,
+        named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        hidden = [n for n, p in named if is_hidden_kernel(p)] if settings.optimiser == "muon" else []
+        plain = [(name, p) for name, p in named if name not in set(hidden)]
+        adamw = torch.optim.AdamW(
+            [p for _, p in plain],
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay,
             fused=True,
         )
+        moments = ("step", "exp_avg", "exp_avg_sq")
+        self.parts = [Part(adamw, adamw.step, settings.lr, [n for n, _ in plain], [p for _, p in plain], moments)]
+        if hidden:
+            kernels = Kernels([p for name, p in named if name in set(hidden)], settings)
+            self.parts.append(
+                Part(kernels.inner, kernels.step, settings.muon_lr, hidden, kernels.matrices, ("momentum_buffer",))
+            )
+
+    @property
+    def inner(self) -> list[torch.optim.Optimizer]:
+        """The plain torch optimisers."""
+        return [part.inner for part in self.parts]
 
     def apply(self, step: int, progress: float) -> Applied:
         """Clip, step and clear the gradients.  With a gradient that is not finite, the weights stay as they are."""
-        rate = learning_rate(self.settings, step, progress)
+        share = rate_share(self.settings, step, progress)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, foreach=True).item()
         if math.isfinite(norm):
-            for group in self.inner.param_groups:
-                group["lr"] = rate
-            self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
-        return Applied(rate, norm)
+            for part in self.parts:
+                for group in part.inner.param_groups:
+                    group["lr"] = part.lr * share
+                part.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return Applied(self.settings.lr * share, norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as named tensors: ``exp_avg.NAME`` and so on."""
         return {
             f"{key}.{name}": value
-            for name, parameter in zip(self.names, self.parameters, strict=True)
-            for key, value in self.inner.state[parameter].items()
+            for part in self.parts
+            for name, held in zip(part.names, part.held, strict=True)
+            for key, value in part.inner.state[held].items()
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore :meth:`tensors`; raises :class:`Refusal` where they belong to another network."""
-        states: dict[int, dict[str, Tensor]] = {}
-        for index, (name, parameter) in enumerate(zip(self.names, self.parameters, strict=True)):
-            found = {key: tensors.get(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
-            state: dict[str, Tensor] = {}
-            for key, value in found.items():
-                if value is None or (key != "step" and value.shape != parameter.shape):
-                    raise Refusal(f"the optimiser state does not fit the network at {key}.{name}; train again")
-                # the fused kernel reads memory in order: a moment must lie as its parameter does
-                state[key] = value.clone() if key == "step" else torch.empty_like(parameter.detach()).copy_(value)
-            states[index] = state
-        self.inner.load_state_dict({"state": states, "param_groups": self.inner.state_dict()["param_groups"]})
+        for part in self.parts:
+            states: dict[int, dict[str, Tensor]] = {}
+            for index, (name, held) in enumerate(zip(part.names, part.held, strict=True)):
+                state: dict[str, Tensor] = {}
+                for key in part.state:
+                    value = tensors.get(f"{key}.{name}")
+                    if value is None or (key != "step" and value.shape != held.shape):
+                        raise Refusal(f"the optimiser state does not fit the network at {key}.{name}; train again")
+                    # the fused kernel reads memory in order: a moment must lie as its parameter does
+                    state[key] = value.clone() if key == "step" else torch.empty_like(held.detach()).copy_(value)
+                states[index] = state
+            part.inner.load_state_dict({"state": states, "param_groups": part.inner.state_dict()["param_groups"]})

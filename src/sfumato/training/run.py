@@ -52,7 +52,7 @@ def train(
     minutes: float | None = None,
     steps: int | None = None,
     out: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     device: str = "auto",
     quiet: bool = False,
@@ -61,10 +61,11 @@ def train(
     """Train ``recipe`` on ``data`` and return the model with its EMA weights, in evaluation mode.
 
     ``minutes`` or ``steps``: the horizon (3 minutes unless given).  ``out``: the run folder; without one nothing is
-    written. ``settings``: the recipe's, by their flat names.  ``resume``: continue the run in ``out``.  Raises
-    :class:`Refusal` for an unknown name or setting, an image size that does not fit, a run that exists, a resume that
-    contradicts the run, or a folder that cannot be written; :class:`~sfumato.training.loop.Diverged` where the loss
-    stops being finite; and :class:`Stopped` on Ctrl-C, after saving.
+    written. ``seed``: 0 unless given.  ``settings``: the recipe's, by their flat names.  ``resume``: continue the run
+    in ``out``.  Raises :class:`Refusal` for an unknown name or setting, an image size that does not fit, a run that
+    exists, a resume that contradicts the run, or a folder that cannot be written;
+    :class:`~sfumato.training.loop.Diverged` where the loss stops being finite; and :class:`Stopped` on Ctrl-C, after
+    saving.
     """
     resolve_device(device)
     asked = horizons.choose(minutes, steps)
@@ -72,13 +73,13 @@ def train(
     run = None if out is None else Path(out)
     if resume and run is None:
         raise Refusal("resume needs out: the run folder to continue")
-    if seed < 0:
-        raise Refusal(f"seed={seed}: seeds are 0 or more")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
     if resume and run is not None:
         model, horizon = _resumed(run, recipe, loaded, asked, seed, settings)
     else:
         horizon = asked or horizons.Seconds(60 * DEFAULT_MINUTES)
-        model = _fresh(recipe, loaded, horizon, seed, settings)
+        model = _fresh(recipe, loaded, horizon, seed or 0, settings)
         if run is not None:
             _claim(run, model)
     with _Interrupt.caught(run) as interrupt:
@@ -108,7 +109,7 @@ def _claim(run: Path, model: Diffusion) -> None:
 
 
 def _resumed(
-    run: Path, recipe: str, data: Data, asked: Horizon | None, seed: int, settings: Mapping[str, Any]
+    run: Path, recipe: str, data: Data, asked: Horizon | None, seed: int | None, settings: Mapping[str, Any]
 ) -> tuple[Diffusion, Horizon]:
     """The model and horizon of ``run``, after everything asked for agreed with them."""
     config = read_config(run)
@@ -125,7 +126,7 @@ def _resumed(
     # a file that was moved is the same data: its checksum decides, its name only explains
     keys = ("name", "sha256") if spec["sha256"] != config["data"].get("sha256") else ("shape", "classes")
     wanted += [(f"data {key}", spec[key], config["data"].get(key)) for key in keys]
-    wanted += [("seed", seed, config["seed"])] if seed else []
+    wanted += [("seed", seed, config["seed"])] if seed is not None else []
     wanted += [("horizon", asked.to_json(), horizon.to_json())] if asked is not None else []
     for what, now, then in wanted:
         if now != then:
@@ -207,8 +208,9 @@ class _Run:
             reporter = Reporter(self.run, log, validation, display, settings.reporting, title)
             dataset = Dataset(self.data.train.x, self.data.train.label, device)
             self._steps(dataset, reporter, display, interrupt)
-        if self.run is not None and not (self.run / "model.safetensors").exists():
-            self._save()  # finished, but stopped between the last checkpoint and its weights
+        if self.run is not None:
+            self._save()
+            self.sampled.save_weights(self.run)  # also where the run was stopped between its last checkpoint and these
         return self.sampled
 
     def _steps(self, dataset: Dataset, reporter: Reporter, display: Progress, interrupt: _Interrupt) -> None:

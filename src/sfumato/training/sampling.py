@@ -8,6 +8,7 @@ streams of seed ``seed + k`` alone; a state that stops being finite stops the wa
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, final
@@ -23,6 +24,9 @@ from sfumato.guidance import Mapped, cfg, clip, interval
 from sfumato.randomness import Streams
 from sfumato.schedules import log_snr
 from sfumato.training.samples import Samples
+
+#: Seeds are 64-bit numbers.
+LARGEST_SEED = 2**63 - 1
 
 
 @final
@@ -62,8 +66,8 @@ def plan(
     defaults = model.settings.sampling
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise Refusal(f"n={n}: ask for at least 1 sample")
-    if seed < 0:
-        raise Refusal(f"seed={seed}: seeds are 0 or more")
+    if not 0 <= seed <= LARGEST_SEED - n:
+        raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
     count = defaults.sampling_steps if steps is None else steps
     sampler_name, grid_name = sampler or defaults.sampler, grid or defaults.grid
     built, times = samplers.get(sampler_name), grids.get(grid_name)(model.process.schedule, count)
@@ -107,6 +111,10 @@ def _guidance(
 ) -> float:
     if between is not None:
         interval(*between)  # refuses bad bounds
+        if label is None or (model.settings.sampling.guidance if asked is None else asked) == 1:
+            raise Refusal(
+                f"interval={between} limits guidance, and there is none; give a label and guidance other than 1"
+            )
     if label is None:
         if asked not in (None, 1.0):
             need = "give a label" if model.classes else "this model was trained without classes"
@@ -156,7 +164,8 @@ def walk(model: Any, job: Plan, first: int, last: int, outer: Any) -> Iterator[T
         names = (None,) * (last - first) if job.label is None else job.label[first:last]
         index = [len(model.classes) if name is None else model.classes.index(name) for name in names]
         cond = {"label": torch.tensor(index, dtype=torch.int64, device=device)}
-    x1 = model.process.prior(torch.empty((last - first, c, h, w), device=device)).draw(rng)
+    # a grid that begins below t = 1 (leading) begins with that level's noise
+    x1 = model.process.marginal(torch.zeros((last - first, c, h, w), device=device), float(job.times[0])).draw(rng)
     states = samplers.trajectory(outer, model.process, job.sampler, job.times, x1, cond=cond, rng=rng)
     for step, x in enumerate(states):
         if not bool(torch.isfinite(x).all()):
@@ -178,9 +187,7 @@ def draw(model: Any, job: Plan, *, batch: int = 256) -> Samples:
     began, images = time.perf_counter(), []
     with torch.no_grad():
         for first in range(0, job.n, batch):
-            x = None
-            for x in walk(model, job, first, min(first + batch, job.n), outer):  # noqa: B007
-                pass
+            x = deque(walk(model, job, first, min(first + batch, job.n), outer), maxlen=1)[0]
             images.append(model.transform.decode(x).cpu())
     seconds = time.perf_counter() - began
     batches = -(-job.n // batch)

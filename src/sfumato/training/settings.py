@@ -53,8 +53,9 @@ class Network:
 @final
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with warm-up and a decay to zero over the horizon, clipping, and the EMA that is sampled from.
+    """The optimiser, with warm-up and a decay to zero over the horizon, clipping, and the EMA that is sampled from.
 
+    ``optimiser``: adamw, or muon (Muon at ``muon_lr`` on the hidden convolution kernels, AdamW at ``lr`` on the rest);
     ``warmup``: steps of linear warm-up; ``hold``: share of the horizon before the decay starts; ``decay``: its shape;
     ``ema``: relative width of the power-function EMA (Karras et al. 2024); ``label_dropout``: share of labels replaced
     by the null label, which classifier-free guidance needs; ``low_discrepancy``: spread the times of a batch evenly
@@ -63,6 +64,8 @@ class Optimisation:
     """
 
     batch: int = 128
+    optimiser: str = "adamw"
+    muon_lr: float = 0.03
     lr: float = 1e-3
     warmup: int = 100
     hold: float = 0.0
@@ -79,7 +82,9 @@ class Optimisation:
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "at least 1")
+        choose("optimiser", self.optimiser, ("adamw", "muon"))
         require(self.lr > 0, "lr", self.lr, "a positive number")
+        require(self.muon_lr > 0, "muon_lr", self.muon_lr, "a positive number")
         require(self.warmup >= 0, "warmup", self.warmup, "0 or more steps")
         require(0 <= self.hold < 1, "hold", self.hold, "a share of the horizon below 1")
         choose("decay", self.decay, ("cosine", "linear"))

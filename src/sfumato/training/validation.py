@@ -42,8 +42,7 @@ class Validation:
                 rows = {"x": self.x[part].to(model.device)}
                 if self.label is not None:
                     rows["label"] = self.label[part].to(model.device)
-                eps, t = self.eps[part].to(model.device), times[part].to(model.device)
-                losses.append(model.losses_at(rows, t, eps).double().cpu())
+                losses.append(model.losses_at(rows, times[part], self.eps[part].to(model.device)).cpu().double())
         by_level = torch.cat(losses).reshape(-1, LEVELS).mean(0)
         return {
             "loss": _finite(float(by_level.mean())),
