@@ -430,8 +430,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "decode off by one grey level",
         "data/transforms.py",
-        ".mul(127.5).round_()",
-        ".mul(127.5).floor_()",
+        ".add_(self.centre).round_()",
+        ".add_(self.centre).floor_()",
         (f"{DATA}::test_transform_comes_back_exactly", f"{DATA}::test_decode_clips_and_rounds_to_the_nearest_level"),
     ),
     Mutant(
