@@ -13,7 +13,7 @@ take turns, one step each, on the same batch; the medians over the turns are rep
 
 Training is forward, backward and optimiser step of the DDPM noise-prediction loss (linear schedule, T = 1000);
 forward is one evaluation under ``no_grad``, which is what sampling costs at equal NFE.  The losses are those of
-another run from the same weights on the same batches of 32: the first step's, and the mean of the last ten steps.
+another run from the same weights on the same batches of 16: the first step's, and the mean of the last ten steps.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     quick = bool(arguments.quick)
-    job = Job(arguments.batch, 4 if quick else 10, 4 if quick else 15, 32, 20 if quick else 60, tuple(arguments.only))
+    job = Job(arguments.batch, 4 if quick else 8, 4 if quick else 10, 16, 20 if quick else 60, tuple(arguments.only))
     picked = [arguments.config] if arguments.config is not None else [0] if quick else range(len(CONFIGS))
     results = []
     for config in (CONFIGS[i] for i in picked):

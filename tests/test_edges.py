@@ -1,4 +1,4 @@
-"""Edges that the laws do not reach: batches of times, shared variances, several conditions, one precision at the ends."""
+"""Edges that the laws do not reach: batches of times, shared variances, several conditions, small alpha."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_float32_follows_float64_where_alpha_is_small(name: str, n: int) -> None
     x1 = process.prior(torch.zeros(64, 1)).draw(Stream(0))
     grid = sf.grids.uniform(process.schedule, n)
     narrow, wide = (sf.sample(denoiser, process, sf.samplers.get(name), grid, x) for x in (x1, x1.double()))
-    torch.testing.assert_close(narrow.double(), wide, rtol=0, atol=3e-5)
+    torch.testing.assert_close(narrow.double(), wide, rtol=3e-6, atol=3e-5)
 
 
 def test_kl_of_forbidden_tokens_has_a_gradient() -> None:

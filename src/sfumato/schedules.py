@@ -140,6 +140,10 @@ class Karras:
         t = _times(t)
         return torch.ones_like(t), self.sigma_max * t**self.rho
 
+    def time_at(self, value: Tensor) -> Tensor:
+        """The inverse in closed form, which :func:`time_at` prefers: training at given levels needs it every step."""
+        return (torch.exp(-value / 2) / self.sigma_max).clamp(0.0, 1.0) ** (1 / self.rho)
+
 
 registry: Registry[Schedule] = Registry("schedule")
 registry.add("linear", linear)
@@ -258,12 +262,18 @@ def snr(schedule: Schedule, t: Time) -> Any:
 
 
 def time_at(schedule: Schedule, value: float | Tensor) -> Any:
-    """The time in [0, 1] at which ``log_snr`` is ``value``: the inverse, by bisection in float64.
+    """The time in [0, 1] at which ``log_snr`` is ``value``: the inverse, by bisection in float64 unless the schedule
+    has a
+    ``time_at`` of its own.
 
     A float gives a float; a tensor gives a float64 tensor of its shape.  Values beyond the schedule's range give its
     ends.
     """
     target = torch.as_tensor(value, dtype=torch.float64)
+    own = getattr(schedule, "time_at", None)
+    if own is not None:
+        exact: Tensor = own(target)
+        return exact if torch.is_tensor(value) else exact.item()
     low, high = torch.zeros_like(target), torch.ones_like(target)
     for _ in range(64):
         middle = (low + high) / 2
