@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -182,15 +183,15 @@ def check_training(
         net = MLP(len(columns(torch.zeros(1, *oracle.shape))[0]))
     head = GaussianHead(process, prediction, sigma_data)
     model, rng = Preconditioned(net, head), Stream(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), 4e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=steps, pct_start=0.1)
-    for _ in range(steps):
+    optimiser = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = 4e-3 * min(1.0, (step + 1) / 40) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         t = rng.uniform((512,)) * 0.98 + 0.02
         loss = prediction_loss(model, oracle.sample(512, rng).float(), t, None, rng).mean()
         optimiser.zero_grad()
         torch.autograd.backward(loss)
         optimiser.step()
-        schedule.step()
     exact = Preconditioned(OracleNet(oracle.denoiser(process), head), head)
     fresh = Stream(seed + 1)
     with torch.no_grad():
