@@ -46,7 +46,6 @@ def test_python_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sf.data.grid, "show", lambda *a, **k: None, raising=False)
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page, "python"):

@@ -199,12 +199,14 @@ def test_a_directional_derivative_of_the_whole_network_matches_reverse_mode() ->
     torch.testing.assert_close((forward * u).sum(), (reverse * v).sum())
 
 
-def test_many_tokens_attend_as_few_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limits", [(0, 0), (0, 256)])
+def test_many_tokens_attend_as_few_do(limits: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     layer = layers.Attention(16, 8, 4)
     torch.nn.init.normal_(layer.out.weight)
     x = torch.randn(2, 16, 4, 6)
     few = layer(x)
-    monkeypatch.setattr(layers.Attention, "plain_tokens", 0)
+    monkeypatch.setattr(layers, "FEW_TOKENS", limits[0])
+    monkeypatch.setattr(layers, "BLOCK_TOKENS", limits[1])
     torch.testing.assert_close(layer(x), few, rtol=1e-4, atol=1e-5)
 
 
