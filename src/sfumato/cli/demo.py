@@ -54,7 +54,7 @@ DEMO = Demo(
         # on 20 evaluations of a young model fresh noise mends errors that an ODE solver keeps, and needs less guidance
         "sampler": "ddpm",
         "sampling_steps": 20,
-        "guidance": 1.3,
+        "guidance": 1.4,
         "clip": True,
     },
 )
