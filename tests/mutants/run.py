@@ -112,6 +112,8 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only mutants whose name contains this")
     options = parser.parse_args()
     chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    if not chosen:
+        parser.error(f"no mutant has {options.only!r} in its name")
     began = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -126,14 +128,12 @@ def main() -> int:
             print("the tests fail without any fault; mend them first")
             return 1
 
+    width, killed = max(len(mutant.name) for mutant in chosen), 0
     with ThreadPoolExecutor(options.jobs) as pool:
-        outcomes = list(pool.map(try_mutant, chosen))
-    width = max(len(mutant.name) for mutant in chosen)
-    for mutant, outcome in zip(chosen, outcomes, strict=True):
-        print(
-            f"{mutant.name:{width}}  {mutant.file:24}  {outcome.verdict:8} {outcome.seconds:5.1f} s  {outcome.witness}"
-        )
-    killed = sum(outcome.verdict == "killed" for outcome in outcomes)
+        for mutant, outcome in zip(chosen, pool.map(try_mutant, chosen), strict=True):
+            verdict = f"{outcome.verdict:8} {outcome.seconds:5.1f} s"
+            print(f"{mutant.name:{width}}  {mutant.file:24}  {verdict}  {outcome.witness}", flush=True)
+            killed += outcome.verdict == "killed"
     print(f"{killed} of {len(chosen)} mutants killed in {time.perf_counter() - began:.0f} s")
     return 0 if killed == len(chosen) else 1
 
