@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from sfumato.nets.bundle import Bundle
 from sfumato.nets.precision import best_dtype
 from sfumato.nets.unet import UNet
 from sfumato.registry import Registry
@@ -31,4 +32,4 @@ def get(name: str, **settings: Any) -> nn.Module:
     return _registry.get(name, **settings)
 
 
-__all__ = ["UNet", "best_dtype", "get", "names"]
+__all__ = ["Bundle", "UNet", "best_dtype", "get", "names"]

@@ -19,6 +19,7 @@ from sfumato import schedules
 from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
+from sfumato.training.composition import Composition
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose
 from sfumato.training.times import Steps, TimeLaw, Uniform
 
@@ -42,11 +43,13 @@ class Settings:
         choose("time_law", self.time_law, ("steps", "uniform"))
 
 
-def compose(settings: Settings, net: Any) -> tuple[Preconditioned, TimeLaw]:
+def compose(settings: Settings, net: Any) -> Composition:
     """The table's process, a network that predicts the noise, and a uniform step."""
     schedule = schedules.get(settings.schedule)
     laws: dict[str, TimeLaw] = {"steps": Steps(getattr(schedule, "steps", 1000)), "uniform": Uniform()}
-    return Preconditioned(net, GaussianHead(Gaussian(schedule), settings.prediction)), laws[settings.time_law]
+    return Composition(
+        Preconditioned(net, GaussianHead(Gaussian(schedule), settings.prediction)), laws[settings.time_law]
+    )
 
 
 RECIPE = Recipe(

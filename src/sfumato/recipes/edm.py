@@ -21,8 +21,9 @@ from sfumato import schedules
 from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
+from sfumato.training.composition import Composition
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require
-from sfumato.training.times import LogNormalSigma, TimeLaw
+from sfumato.training.times import LogNormalSigma
 
 
 @final
@@ -45,11 +46,11 @@ class Settings:
         require(self.sigma_max > 0, "sigma_max", self.sigma_max, "a positive number")
 
 
-def compose(settings: Settings, net: Any) -> tuple[Preconditioned, TimeLaw]:
+def compose(settings: Settings, net: Any) -> Composition:
     """The variance-exploding process, the preconditioned network, and log-normal noise levels."""
     schedule = schedules.get("karras", sigma_max=settings.sigma_max)
     head = GaussianHead(Gaussian(schedule), "edm", settings.sigma_data)
-    return Preconditioned(net, head), LogNormalSigma(schedule, settings.p_mean, settings.p_std)
+    return Composition(Preconditioned(net, head), LogNormalSigma(schedule, settings.p_mean, settings.p_std))
 
 
 RECIPE = Recipe(

@@ -18,6 +18,7 @@ from sfumato import schedules
 from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
+from sfumato.training.composition import Composition
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
 from sfumato.training.times import LogitNormal, TimeLaw, Uniform
 
@@ -40,14 +41,14 @@ class Settings:
         require(self.time_std > 0, "time_std", self.time_std, "a positive number")
 
 
-def compose(settings: Settings, net: Any) -> tuple[Preconditioned, TimeLaw]:
+def compose(settings: Settings, net: Any) -> Composition:
     """The straight path, a network that predicts its velocity, and the chosen times."""
     laws: dict[str, TimeLaw] = {
         "uniform": Uniform(),
         "logit-normal": LogitNormal(settings.time_mean, settings.time_std),
     }
     process = Gaussian(schedules.get("flow"))
-    return Preconditioned(net, GaussianHead(process, "flow")), laws[settings.time_law]
+    return Composition(Preconditioned(net, GaussianHead(process, "flow")), laws[settings.time_law])
 
 
 RECIPE = Recipe(

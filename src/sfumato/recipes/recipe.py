@@ -1,29 +1,36 @@
 """What a recipe is: a published method as a composition of the library's parts, with its defaults.
 
-The contract: a recipe's file says what it composes, its paper and its equations; ``compose(settings, spec)`` returns
-the denoiser and the law of training times, and everything else (network, optimiser, EMA, data, sampling) is shared.
+The contract: a recipe's file says what it composes, its paper and its equations; ``compose(settings, net)`` returns the
+:class:`~sfumato.training.composition.Composition` (denoiser, law of times, objective, coupling), and everything else
+(network, optimiser, EMA, data, sampling) is shared.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 
+from sfumato import nets
 from sfumato.data.transforms import from_json
-from sfumato.denoisers import Preconditioned
-from sfumato.errors import Refusal
-from sfumato.nets.unet import UNet
-from sfumato.processes.gaussian import Gaussian
+from sfumato.training.composition import Composition
 from sfumato.training.diffusion import Diffusion
 from sfumato.training.seeds import mix
 from sfumato.training.settings import flatten
-from sfumato.training.times import TimeLaw
 
-#: ``settings, net -> denoiser, law of training times``.
-Compose = Callable[[Any, Any], tuple[Preconditioned, TimeLaw]]
+#: ``settings, net -> the parts``.
+Compose = Callable[[Any, Any], Composition]
+#: ``settings, network -> the module that owns everything learned``.
+Wrap = Callable[[Any, Any], Any]
+
+
+def bare(settings: Any, net: Any) -> Any:
+    """Nothing is learned but the network itself."""
+    return net
+
 
 _PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,13 +38,24 @@ _PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.flo
 @final
 @dataclass(frozen=True)
 class Recipe:
-    """A method by name.  ``defaults``: its settings; ``compose``: the parts they describe."""
+    """A method by name.  ``defaults``: its settings; ``compose``: the parts they describe.
+
+    ``net``: the network's name in :mod:`sfumato.nets`; ``outputs``: its output channels per channel of the data (2
+    where a variance is learned); ``wrap``: adds what else is learned or remembered (a schedule, a history);
+    ``dataset``: makes what is trained on where it is not the data itself, from ``(model, data, run folder or None,
+    device, say)``; ``begin``: what happens to a fresh model before its first step (a teacher's weights).
+    """
 
     name: str
     title: str
     paper: str
     defaults: Any
     compose: Compose
+    net: str = "unet"
+    outputs: int = 1
+    wrap: Wrap = bare
+    dataset: Callable[..., Any] | None = None
+    begin: Callable[[Diffusion], None] | None = None
 
     def build(self, settings: Any, spec: Mapping[str, Any], origin: Mapping[str, Any]) -> Diffusion:
         """An untrained model for data described by ``spec`` (``Data.spec()``); ``origin["seed"]`` seeds its weights.
@@ -49,9 +67,10 @@ class Recipe:
         chosen = settings.network
         with torch.random.fork_rng([]):
             torch.manual_seed(mix(int(origin["seed"]), "weights"))
-            net = UNet(
+            net: Any = nets.get(
+                self.net,
                 in_channels=channels,
-                out_channels=channels,
+                out_channels=self.outputs * channels,
                 size=(height, width),
                 channels=chosen.channels,
                 blocks=chosen.blocks,
@@ -60,19 +79,18 @@ class Recipe:
                 patch=chosen.patch,
                 dropout=chosen.dropout,
             )
-        net.compute_dtype = _PRECISIONS[settings.optimisation.precision]
-        denoiser, times = self.compose(settings, net)
-        process = denoiser.head.process
-        if not isinstance(process, Gaussian):
-            raise Refusal(f"recipe {self.name!r}: images need a Gaussian process, not {type(process).__name__}")
+            net.compute_dtype = _PRECISIONS[settings.optimisation.precision]
+            net = self.wrap(settings, net)
+        compose = functools.partial(self.compose, settings)
+        compose(net)  # refuses parts that do not fit before anything is written
         return Diffusion(
             recipe=self.name,
             settings=settings,
             data=dict(spec),
             transform=from_json(spec["transform"]),
             classes=classes,
-            denoiser=denoiser,
-            times=times,
+            net=net,
+            compose=compose,
             origin=dict(origin),
         )
 

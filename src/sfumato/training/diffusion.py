@@ -8,8 +8,9 @@ threads may share a model.
 
 from __future__ import annotations
 
+import functools
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -23,9 +24,10 @@ from sfumato.core import RNG
 from sfumato.data.transforms import Transform
 from sfumato.denoisers import Preconditioned
 from sfumato.errors import Refusal
-from sfumato.schedules import log_snr
+from sfumato.randomness import Stream
+from sfumato.schedules import at, log_snr
+from sfumato.training.composition import Composition
 from sfumato.training.files import make_folder, pack_tensors, read_json, to_json, unpack_tensors, write_bytes
-from sfumato.training.objectives import prediction_loss
 from sfumato.training.samples import Samples
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, flatten
 from sfumato.training.times import TimeLaw
@@ -52,8 +54,9 @@ class RecipeSettings(Protocol):
 class Diffusion:
     """A model for images.  ``recipe`` and ``settings`` rebuild it; ``data`` is the specification of its data.
 
-    ``classes`` is empty for an unconditional model.  ``origin`` records seed and horizon of the training;
-    ``weights`` is ``"ema"`` or ``"raw"``.
+    ``classes`` is empty for an unconditional model.  ``net`` is the ``nn.Module`` that holds everything learned, and
+    ``compose(net)`` the parts around it.  ``origin`` records seed and horizon of the training; ``weights`` is ``"ema"``
+    or ``"raw"``.
     """
 
     recipe: str
@@ -61,19 +64,29 @@ class Diffusion:
     data: Mapping[str, Any]
     transform: Transform
     classes: tuple[str, ...]
-    denoiser: Preconditioned
-    times: TimeLaw
+    net: Any
+    compose: Callable[[Any], Composition]
     origin: Mapping[str, Any]
     weights: str = "raw"
 
+    @functools.cached_property
+    def parts(self) -> Composition:
+        """What the recipe composes around ``net``."""
+        return self.compose(self.net)
+
     @property
-    def net(self) -> Any:
-        """The network (an ``nn.Module``)."""
-        return self.denoiser.net
+    def denoiser(self) -> Preconditioned:
+        """The denoiser around ``net``."""
+        return self.parts.denoiser
+
+    @property
+    def times(self) -> TimeLaw:
+        """The law of training times."""
+        return self.parts.times
 
     @property
     def process(self) -> Any:
-        """The Gaussian process the denoiser was built for."""
+        """The process the denoiser was built for."""
         return self.denoiser.head.process
 
     @property
@@ -84,7 +97,7 @@ class Diffusion:
 
     def with_net(self, net: Any, weights: str) -> Diffusion:
         """The same model around other weights, called ``weights``."""
-        return replace(self, denoiser=replace(self.denoiser, net=net), weights=weights)
+        return replace(self, net=net, weights=weights)
 
     # ---------------------------------------------------------------------------------------------------- training
 
@@ -104,17 +117,30 @@ class Diffusion:
         return {"label": torch.where(dropped, len(self.classes), label)}
 
     def losses(self, batch: Mapping[str, Tensor], rng: RNG) -> dict[str, Tensor]:
-        """The mean square error of the network's own target, ``[b]``, for uint8 ``batch["x"] [b, c, h, w]``."""
-        x0 = self.transform.encode(batch["x"])
+        """The recipe's objective, ``[b]``, for uint8 ``batch["x"] [b, c, h, w]`` (or ``"x0"`` in model units, with the
+        prior draw ``"end"`` that it is paired with).
+        """
+        x0 = batch["x0"] if "x0" in batch else self.transform.encode(batch["x"])
         t = self.draw_times(len(x0), rng)  # float64, so on the CPU: not every device has it
         cond = self.drop_labels(batch.get("label"), rng)
-        return {"net": prediction_loss(self.denoiser, x0, t, cond, rng)}
+        end = self._coupled(x0, batch, rng, batch.get("end"))
+        return {"net": self.parts.objective(self.denoiser, x0, t, cond, rng, end=end)}
+
+    def _coupled(self, x0: Tensor, batch: Mapping[str, Tensor], rng: RNG, end: Tensor | None) -> Tensor | None:
+        """The prior draws that go with ``x0``, where the recipe couples them."""
+        if self.parts.coupling is None:
+            return end
+        drawn = self.process.prior(x0).draw(rng) if end is None else end
+        return self.parts.coupling(x0, drawn, batch.get("label"), rng)
 
     def losses_at(self, batch: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Float[Tensor, " b"]:
         """The loss ``[b]`` at given times and noise, every label shown: what validation measures."""
         x0 = self.transform.encode(batch["x"])
         cond = {"label": batch["label"]} if self.classes else None
-        return prediction_loss(self.denoiser, x0, t, cond, eps=eps)
+        rng = Stream(0)
+        prior = None if self.parts.coupling is None else at(self.process.schedule, 1.0)[1] * eps
+        end = self._coupled(x0, batch, rng, prior)
+        return self.parts.objective(self.denoiser, x0, t, cond, rng, eps=eps, end=end)
 
     def describe_level(self, n: int, worst: int, rng: RNG) -> str:
         """The noise level of sample ``worst`` of a batch of ``n`` whose step drew from ``rng``."""

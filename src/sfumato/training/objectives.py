@@ -50,14 +50,22 @@ def _source(rng: Any, given: Any) -> Any:
 
 
 def prediction_loss(
-    denoiser: Preconditioned, x0: Tensor, t: Tensor, cond: Cond | None, rng: Any = None, eps: Tensor | None = None
+    denoiser: Preconditioned,
+    x0: Tensor,
+    t: Tensor,
+    cond: Cond | None,
+    rng: Any = None,
+    eps: Tensor | None = None,
+    end: Tensor | None = None,
 ) -> Tensor:
     """``|F - F*|^2`` averaged over coordinates, shape ``[b]``: the mean square error of the network's own target.
 
-    ``x0``: ``[b, ...]`` in model units; ``t``: ``[b]``; ``eps``: given noise in place of a draw from ``rng``.  Raises
-    :class:`Refusal` where neither is given.
+    ``x0``: ``[b, ...]`` in model units; ``t``: ``[b]``; ``eps``: given noise in place of a draw from ``rng``; ``end``:
+    a given draw of the prior, which is that noise times ``sigma(1)``.  Raises :class:`Refusal` where none is given.
     """
     process = denoiser.head.process
+    if end is not None:
+        eps = end / at(process.schedule, 1.0)[1]
     noise = process.space.noise(x0, _source(rng, eps)) if eps is None else eps
     alpha, sigma = at(process.schedule, t, x0)
     x_t = alpha * x0 + sigma * noise

@@ -92,7 +92,10 @@ def _fresh(recipe: str, data: Data, horizon: Horizon, seed: int, settings: Mappi
     chosen = recipes.get(recipe)
     resolved = resolve(chosen.defaults, settings)
     units = data.standardised() if resolved.optimisation.standardise else data
-    return chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
+    model = chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
+    if chosen.begin is not None:
+        chosen.begin(model)
+    return model
 
 
 def _claim(run: Path, model: Diffusion) -> None:
@@ -190,6 +193,8 @@ class _Run:
 
     def go(self, interrupt: _Interrupt, quiet: bool) -> Diffusion:
         """Train to the end of the horizon."""
+        from sfumato import recipes
+
         settings = self.model.settings
         self.model.net.train()
         self.optimiser = Optimiser(self.model.net, settings.optimisation)
@@ -206,7 +211,12 @@ class _Run:
             log = Log(self.run / "log.jsonl" if self.run else None, self.step)
             title = f"{self.model.recipe} on {self.data.name}, {self.horizon}"
             reporter = Reporter(self.run, log, validation, display, settings.reporting, title)
-            dataset = Dataset(self.data.train.x, self.data.train.label, device)
+            make = recipes.get(self.model.recipe).dataset
+            dataset = (
+                Dataset(self.data.train.x, self.data.train.label, device)
+                if make is None
+                else make(self.model, self.data, self.run, device, display.say)
+            )
             self._steps(dataset, reporter, display, interrupt)
         if self.run is not None:
             self._save()
