@@ -84,7 +84,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["sample", "{run}", "--steps", "0"], "steps=0"),
         (["sample", "{run}", "--n", "many"], "--n"),
         (["sample", "{run}", "--label", "eleven"], "unknown label 'eleven'"),
-        (["sample", "{run}", "--sampler", "dpmpp"], "did you mean dpmpp-2m"),
+        (["sample", "{run}", "--sampler", "dpmpp"], "or dpmpp-2m"),
         (["sample", "{run}", "--grid", "karas"], "did you mean karras"),
         (["sample", "{run}", "--out", "{tmp}"], "exists already"),
         (["sample", "{run}", "--out", "{tmp}/odd.npz/x"], "cannot write"),

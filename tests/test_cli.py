@@ -75,7 +75,17 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     everything = said(["list"], capsys)
     for name in ("ddpm", "flow", "edm", "mnist", "digits", "dpmpp-2m", "scaled-linear", "trailing", "unet"):
         assert name in everything
-    assert said(["list", "samplers"], capsys).split() == ["ddpm", "ddpm-large", "ddim", "euler", "heun", "dpmpp-2m"]
+    from sfumato import samplers
+
+    text = said(["list", "samplers"], capsys)
+    assert [line.split()[0] for line in text.splitlines() if line[:1].strip()][:-1] == [*samplers.names(), "auto"]
+    ddim = text.split("\nddim ")[1].splitlines()
+    assert "order 1" in ddim[0]
+    assert "1 a step" in ddim[0]
+    assert ddim[1].split() == ["eta=0.0"]
+    assert "sigma_min=0.002 sigma_max=None rho=7.0" in said(["list", "grids"], capsys)
+    assert "beta_start=0.0001" in said(["list", "schedules"], capsys)
+    assert "arXiv" in said(["list", "recipes"], capsys)
 
 
 def test_the_run_folder(folder: Path) -> None:

@@ -81,5 +81,5 @@ def run(arguments: list[str]) -> int:
             arguments[k : k + 2] = ["--steps", "2"]
         arguments = [*arguments, *TINY]
     if arguments[0] == "eval":
-        arguments = [*arguments, "--steps", "1"]
+        arguments = [*arguments, *(["--n", "2"] if "--likelihood" in arguments else ["--steps", "1"])]
     return run_sfumato(arguments)

@@ -10,7 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 import sfumato as sf
@@ -26,22 +25,6 @@ def copy(source: Path, name: str, width: int = 900) -> None:
         smaller.save(PICTURES / name, optimize=True)
 
 
-def schedules(path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    times = torch.linspace(0.002, 0.999, 400, dtype=torch.float64)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-    for name in sf.schedules.names():
-        schedule = sf.schedules.get(name)
-        alpha, sigma = sf.schedules.at(schedule, times)
-        axes[0].plot(times, alpha / (alpha**2 + sigma**2).sqrt(), label=name)
-        axes[1].plot(times, sf.schedules.log_snr(schedule, times))
-    axes[0].set(xlabel="t (0 data, 1 prior)", ylabel="alpha / sqrt(alpha² + sigma²)")
-    axes[1].set(xlabel="t (0 data, 1 prior)", ylabel="log-SNR", ylim=(-15, 15))
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=100)
-
-
 def table(run: Path) -> str:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [f"| {record['name']} | {record['value']:.4f} | {record['floor']:.4f} |" for record in records]
@@ -53,7 +36,7 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for source, name in (("digits", "demo-digits"), ("trajectory", "demo-trajectory"), ("loss", "demo-loss")):
         copy(run / f"{source}.png", f"{name}.png")
-    schedules(PICTURES / "schedules.png")
+    sf.schedules.plot([*sf.schedules.names(), "learned"], PICTURES / "schedules.png")
     print(table(run))
 
 

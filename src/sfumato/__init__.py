@@ -12,11 +12,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sfumato import (
+        comparison,
         data,
         denoisers,
+        energies,
         grids,
         guidance,
         laws,
+        likelihood,
         metrics,
         nets,
         oracles,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
         testing,
         training,
     )
+    from sfumato.comparison import compare, compare_with_ode
     from sfumato.data.grid import show
     from sfumato.errors import Refusal
     from sfumato.processes import elbo, step_kl
@@ -37,8 +41,8 @@ if TYPE_CHECKING:
     from sfumato.training.run import train
 
 _MODULES = {
-    "data", "denoisers", "grids", "guidance", "laws", "metrics", "nets", "oracles", "processes", "recipes", "samplers",
-    "schedules", "spaces", "testing", "training",
+    "comparison", "data", "denoisers", "energies", "grids", "guidance", "laws", "likelihood", "metrics", "nets",
+    "oracles", "processes", "recipes", "samplers", "schedules", "spaces", "testing", "training",
 }  # fmt: skip
 _NAMES = {
     "sample": "sfumato.samplers",
@@ -52,12 +56,14 @@ _NAMES = {
     "load": "sfumato.training.diffusion",
     "train": "sfumato.training.run",
     "show": "sfumato.data.grid",
+    "compare": "sfumato.comparison",
+    "compare_with_ode": "sfumato.comparison",
 }
 
 __all__ = [
-    "Diffusion", "Refusal", "Stream", "Streams", "data", "denoisers", "elbo", "grids", "guidance", "laws", "load",
-    "metrics", "nets", "oracles", "processes", "recipes", "sample", "samplers", "schedules", "show", "spaces",
-    "step_kl", "testing", "train", "training", "trajectory",
+    "Diffusion", "Refusal", "Stream", "Streams", "compare", "compare_with_ode", "comparison", "data", "denoisers",
+    "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics", "nets", "oracles", "processes",
+    "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing", "train", "training", "trajectory",
 ]  # fmt: skip
 
 

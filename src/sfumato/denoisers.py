@@ -34,6 +34,7 @@ from sfumato.core import Cond, Law, Time
 from sfumato.errors import Refusal, nearest
 from sfumato.laws import Dirac, Normal
 from sfumato.processes.gaussian import Gaussian
+from sfumato.processes.interpolant import Interpolant
 from sfumato.schedules import ZERO_ALPHA, at, narrow, rates, wide
 
 #: ``(alpha, sigma, d alpha/dt, d sigma/dt, sigma_data) -> (p, q)`` of the target ``F* = p x0 + q eps``.
@@ -80,7 +81,9 @@ PREDICTIONS: dict[str, Coefficients] = {
 _WITH_RATES = frozenset({"flow"})
 
 
-def express(prediction: str, process: Gaussian, x0: Tensor, x_t: Tensor, t: Time, sigma_data: float = 1.0) -> Tensor:
+def express(
+    prediction: str, process: Gaussian | Interpolant, x0: Tensor, x_t: Tensor, t: Time, sigma_data: float = 1.0
+) -> Tensor:
     """A clean state ``x0`` restated as another prediction: the target ``F*`` that a network would have to output.
 
     Raises :class:`Refusal` for an unknown prediction.
@@ -91,13 +94,13 @@ def express(prediction: str, process: Gaussian, x0: Tensor, x_t: Tensor, t: Time
 @final
 @dataclass(frozen=True)
 class GaussianHead:
-    """Turns a raw output into a belief for a Gaussian process.
+    """Turns a raw output into a belief for a process with a schedule: Gaussian, or an Interpolant's velocity ("flow").
 
     A raw output that is a pair ``(F, log_var)`` gives a Normal belief of variance ``sigma^2 exp(log_var)``; a plain one
     a Dirac.  ``sigma_data`` is the standard deviation of the data in model units.
     """
 
-    process: Gaussian
+    process: Gaussian | Interpolant
     prediction: str
     sigma_data: float = 1.0
 

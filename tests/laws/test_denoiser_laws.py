@@ -32,7 +32,7 @@ def process_of(name: str) -> Any:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_predictions_are_one_belief(name: str) -> None:
     refused = check_predictions(process_of(name), MIXTURE)
-    assert refused == (["eps", "score"] if name in ("flow", "cosine-continuous") else [])
+    assert refused == (["eps", "score"] if name in ("flow", "cosine-continuous", "zero-terminal") else [])
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun"])

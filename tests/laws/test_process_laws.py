@@ -8,9 +8,28 @@ import pytest
 import torch
 
 import sfumato as sf
-from sfumato.testing import SigmaPoints, check_coupling, check_elbo, check_equivariance, check_process
+from sfumato.processes.interpolant import Bridge, Interpolant, Parabola, SineSquared
+from sfumato.testing import (
+    SigmaPoints,
+    check_bridge,
+    check_coupling,
+    check_elbo,
+    check_ends_of_process,
+    check_equivariance,
+    check_process,
+    check_same_law,
+)
+from sfumato.testing.processes import TIMES
 
 SCHEDULES = sf.schedules.names()
+#: Coupled paths: the laws that do not need a Markov chain.
+INTERPOLANTS = {
+    "straight": Interpolant(sf.schedules.get("flow")),
+    "trigonometric": Interpolant(sf.schedules.get("cosine-continuous")),
+    "brownian": Interpolant(sf.schedules.get("flow"), Bridge(1.0)),
+    "sine-squared": Interpolant(sf.schedules.get("cosine-continuous"), SineSquared(0.5)),
+    "parabola": Interpolant(sf.schedules.get("flow"), Parabola(2.0)),
+}
 
 
 def gaussian_process(name: str) -> Any:
@@ -81,6 +100,23 @@ def test_rotations_commute(name: str) -> None:
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
     x0 = torch.randn(5, 3, dtype=torch.float64)
     check_equivariance(gaussian_process(name), x0, lambda x: x @ turn.T, sf.Stream(1))
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+def test_interpolant(name: str) -> None:
+    process, rng, n = INTERPOLANTS[name], sf.Stream(0), 50_000
+    check_ends_of_process(process, a_state(), rng, eta=0.0)
+    clean = a_state(n)
+    for t, s in TIMES:
+        check_bridge(process, clean, t, s, rng, etas=(0.0,))
+    end = process.prior(clean).draw(rng)
+    for t in (0.4, 0.8):  # a given end averages back to the marginal, fresh noise and all
+        given = process.marginal(clean, t, end).draw(rng)
+        check_same_law(given, process.marginal(clean, t).draw(rng), f"1 marginal with a given end, t={t}")
+        times = torch.full((n,), t, dtype=torch.float64)
+        assert torch.allclose(process.marginal(clean, times, end).point(), process.marginal(clean, t, end).point())
+    if process.gamma is None:
+        check_coupling(process, clean, rng)
 
 
 def test_the_kit_sees_a_bridge_of_the_wrong_variance() -> None:

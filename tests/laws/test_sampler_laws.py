@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.denoisers import PREDICTIONS, GaussianHead
 from sfumato.testing import (
     Independent,
     check_driver,
@@ -31,6 +32,10 @@ MIXTURE = sf.oracles.GaussianMixture([0.5, 0.3, 0.2], MODES, 0.09)
 IMAGE = sf.oracles.Gaussian([[[0.5, -0.3]]], [[[0.25, 1.5]]])
 LIKE = torch.zeros(1, 2, dtype=torch.float64)
 ORDERED = [name for name in SAMPLERS if sf.samplers.get(name).order is not None]
+#: What follows a tolerance, not the grid.
+ADAPTIVE = ["rk45"]
+#: Solvers whose order shows only on finer grids than the kit's; that of lms is checked by value (test_checks_solvers).
+ORDER_STEPS = {"dpmpp-3m": (160, 320), "deis": (160, 320), "pndm": (160, 320)}
 #: The samplers that fit any process, products included.
 GENERAL = ["ddpm", "ddim"]
 
@@ -46,13 +51,34 @@ def product_case() -> tuple[Any, Any, Any]:
 
 
 #: Finite but far off where a single step spans all noise levels: a trapezoid over sigma/alpha = 2e4, noise of sigma 80.
-FAR = {"heun": 1e6, "ddpm-large": 500.0}
+FAR = {"heun": 1e6, "ddpm-large": 500.0, "restart": 1e6, "langevin": 500.0}
+FAR |= {"dpm-solver": 1e6, "deis": 1e6, "pndm": 1e6, "dpmpp-3m": 500.0, "unipc": 500.0}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_ends_are_finite(name: str, schedule: str) -> None:
     check_ends(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE, GRIDS, bound=FAR.get(name, 30.0))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "flow", "karras"])
+@pytest.mark.parametrize("name", ORDERED)
+def test_prediction_invariance(name: str, schedule: str) -> None:
+    """One exact belief restated as each prediction and read back gives the same sample (law 6), at every time asked."""
+    process = process_of(schedule)
+    exact, grid = MIXTURE.denoiser(process), sf.grids.uniform(process.schedule, 12)
+    x1 = process.prior(LIKE.repeat(8, 1)).draw(sf.Streams(range(8)))
+    truth = sf.sample(exact, process, sf.samplers.get(name), grid, x1)
+    for prediction in PREDICTIONS:
+        if schedule == "flow" and prediction in ("eps", "score"):
+            continue  # refused at construction: alpha(1) = 0
+        head = GaussianHead(process, prediction, 1.5)
+
+        def restated(x: Any, t: Any, cond: Any = None, head: Any = head) -> Any:
+            return head(head.target(exact(x, t).point(), x, t), x, t)
+
+        x = sf.sample(restated, process, sf.samplers.get(name), grid, x1)
+        assert torch.allclose(x, truth, rtol=0, atol=1e-6), prediction
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
@@ -68,26 +94,27 @@ def test_streams_and_driver(name: str, schedule: str) -> None:
     check_driver(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", ORDERED)
+@pytest.mark.parametrize("schedule", ["linear", "cosine-continuous", "karras"])
+@pytest.mark.parametrize("name", [name for name in ORDERED if name not in (*ADAPTIVE, "lms")])
 def test_order(name: str, schedule: str) -> None:
-    check_order(sf.samplers.get(name), process_of(schedule), MIXTURE)
+    check_order(sf.samplers.get(name), process_of(schedule), MIXTURE, steps=ORDER_STEPS.get(name, (80, 160)))
 
 
 @pytest.mark.parametrize("schedule", ["flow", "cosine-continuous"])
-@pytest.mark.parametrize("name", ORDERED)
+@pytest.mark.parametrize("name", [name for name in ORDERED if name not in ADAPTIVE])
 def test_order_at_the_ends(name: str, schedule: str) -> None:
     check_order_at_ends(sf.samplers.get(name), process_of(schedule), MIXTURE)
 
 
 #: Steps at which each sampler's own error is far below the Monte Carlo floor of 4000 samples.
 STEPS = {"ddpm": 10, "ddpm-large": 600, "ddim": 300, "euler": 300, "heun": 60, "dpmpp-2m": 80}
+STEPS |= {"euler-ancestral": 400, "euler-maruyama": 400, "dpmpp-sde": 100, "pc": 200, "langevin": 100, "restart": 60}
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "flow"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_recovery(name: str, schedule: str) -> None:
-    grid = "uniform-logsnr" if name == "heun" else "uniform"
+    grid = "uniform-logsnr" if name in ("heun", "restart") else "uniform"
     check_recovery(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE, steps=STEPS.get(name, 100), grid=grid)
 
 
@@ -148,7 +175,7 @@ def test_gaussian_samplers_refuse_other_processes() -> None:
     for name in SAMPLERS:
         if name in GENERAL:
             continue
-        with pytest.raises(sf.Refusal, match="needs a Gaussian process, not Product; use 'ddpm' or 'ddim'"):
+        with pytest.raises(sf.Refusal, match="not Product; use 'ddpm' or 'ddim'"):
             sf.samplers.trajectory(oracle.denoiser(process), process, sf.samplers.get(name), [1.0, 0.0], like)
 
 

@@ -9,6 +9,7 @@ not occur exactly once, or where the tests fail without any fault.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 import shutil
@@ -22,12 +23,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from mutants import MUTANTS, Mutant
+from mutants import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "sfumato"
 #: A mutant that makes a test hang is noticed, too.
 TIMEOUT = 300
+
+
+def all_mutants() -> list[Mutant]:
+    """Every mutant of every ``mutants*.py`` beside this file."""
+    modules = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("mutants*.py"))]
+    return [mutant for module in modules for mutant in module.MUTANTS]
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="mutants tried at a time")
     parser.add_argument("--only", default="", help="only mutants whose name contains this")
     options = parser.parse_args()
-    chosen = [mutant for mutant in MUTANTS if options.only in mutant.name]
+    chosen = [mutant for mutant in all_mutants() if options.only in mutant.name]
     if not chosen:
         parser.error(f"no mutant has {options.only!r} in its name")
     began = time.perf_counter()

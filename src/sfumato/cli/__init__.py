@@ -33,11 +33,28 @@ Guidance = Annotated[
 Interval = Annotated[
     tuple[float, float] | None, typer.Option(metavar="LOW HIGH", help="Guide only at times between these, in [0, 1].")
 ]
-SamplerName = Annotated[str | None, typer.Option("--sampler", metavar="NAME", help="See: sfumato list samplers.")]
+SamplerName = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="NAME[:KEY=VALUE]", help="As in ddim:eta=0.5. See: sfumato list samplers."),
+]
 Steps = Annotated[int | None, typer.Option(help="Steps of the sampler.")]
-GridName = Annotated[str | None, typer.Option("--grid", metavar="NAME", help="The time grid. See: sfumato list grids.")]
+GridName = Annotated[
+    str | None,
+    typer.Option("--grid", metavar="NAME[:KEY=VALUE]", help="As in karras:rho=5. See: sfumato list grids."),
+]
 Batch = Annotated[int, typer.Option(help="Samples at a time; changes the speed alone.")]
+Ema = Annotated[
+    float | None,
+    typer.Option(metavar="WIDTH", help="Relative width of the average, from the run's snapshots (e.g. 0.1)."),
+]
+Autoguide = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Guide away from a weaker run (a run folder, or one of its snapshot files)."),
+]
 Raw = Annotated[bool, typer.Option("--raw", help="Use the trained weights in place of their average.")]
+Likelihood = Annotated[
+    bool, typer.Option("--likelihood", help="Measure bits per dimension of test images in place of samples.")
+]
 
 
 @app.command("list")
@@ -45,17 +62,22 @@ def list_(
     what: Annotated[str, typer.Argument(metavar="[recipes|data|samplers|schedules|grids|nets]")] = "all",
 ) -> None:
     """List the parts by name."""
-    from sfumato.cli.verbs import list_parts
+    from sfumato.cli.lists import list_parts
 
     list_parts(what)
 
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="DATA|RUN", help="A data set, an .npz file or a run folder.")],
-    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Where the contact sheet goes.")] = None,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA|RUN|SCHEDULE", help="A data set, an .npz file, a run folder or a schedule's name."
+        ),
+    ],
+    sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Where the contact sheet or picture goes.")] = None,
 ) -> None:
-    """Print the report of a data set (with a contact sheet), or everything a run knows of itself."""
+    """Print the report of a data set (with a contact sheet), a schedule's table, or all a run knows of itself."""
     from sfumato.cli.verbs import inspect_target
 
     inspect_target(target, sheet)
@@ -99,11 +121,14 @@ def sample(
     batch: Batch = 256,
     device: Device = "auto",
     raw: Raw = False,
+    ema: Ema = None,
+    autoguide: Autoguide = None,
 ) -> None:
     """Sample from a run: samples.npz, grid.png (row = class) and samples.json."""
     from sfumato.cli.verbs import Job, sample_run
 
-    sample_run(run, Job(n, label, guidance, interval, sampler, steps, grid, seed, batch, device, raw), out)
+    job = Job(n, label, guidance, interval, sampler, steps, grid, seed, batch, device, raw, ema, autoguide)
+    sample_run(run, job, out)
 
 
 @app.command("eval")
@@ -123,11 +148,57 @@ def eval_(
     batch: Batch = 256,
     device: Device = "auto",
     raw: Raw = False,
+    ema: Ema = None,
+    autoguide: Autoguide = None,
+    likelihood: Likelihood = False,
 ) -> None:
     """Sample from a run and measure the samples; appends to RUN/metrics.jsonl."""
+    if likelihood:
+        from sfumato.cli.likelihood import likelihood_run
+
+        unused: dict[str, object] = {"out": out, "label": label, "guidance": guidance, "interval": interval}
+        unused |= {"sampler": sampler, "steps": steps, "grid": grid, "autoguide": autoguide}
+        likelihood_run(run, n, seed, batch, device, raw, ema, unused)
+        return
     from sfumato.cli.verbs import Job, evaluate_run
 
-    evaluate_run(run, Job(n, label, guidance, interval, sampler, steps, grid, seed, batch, device, raw), out)
+    job = Job(n, label, guidance, interval, sampler, steps, grid, seed, batch, device, raw, ema, autoguide)
+    evaluate_run(run, job, out)
+
+
+@app.command()
+def compare(
+    run: Run,
+    samplers: Annotated[
+        str,
+        typer.Option(metavar="A,B:KEY=VALUE,...", help="Samplers with settings. See: sfumato list samplers."),
+    ],
+    steps: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of steps.")] = "5,10,20,50",
+    grid: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Time grids; each with each sampler. Default: the run's.")
+    ] = None,
+    against_ode: Annotated[
+        bool, typer.Option("--against-ode", help="Measure the distance to the exactly solved ODE from the same noise.")
+    ] = False,
+    n: Annotated[int | None, typer.Option("--n", help="How many. Default: 2000, with --against-ode 64.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where results go, and continue. Default: RUN/compare or RUN/compare-ode."),
+    ] = None,
+    label: Label = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
+    seed: Seed = 0,
+    batch: Batch = 256,
+    device: Device = "auto",
+    raw: Raw = False,
+) -> None:
+    """Compare samplers on a run: quality, or the distance to the ODE, against evaluations and seconds."""
+    from sfumato.cli.compare import compare_run
+    from sfumato.cli.verbs import Job
+
+    job = Job(n, label, guidance, interval, samplers, None, grid, seed, batch, device, raw)
+    compare_run(run, job, steps, against_ode, out)
 
 
 @app.command()

@@ -6,12 +6,12 @@ import json
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from sfumato.errors import Refusal, nearest
+from sfumato.errors import Refusal
 
 
 @final
@@ -30,12 +30,15 @@ class Job:
     batch: int
     device: str
     raw: bool
+    ema: float | None = None
+    autoguide: Path | None = None
 
     def samples(self, run: Path) -> Any:
         """Load the run and sample: all classes in turn unless labels are given."""
         from sfumato.training.diffusion import load
 
-        model = load(run, weights="raw" if self.raw else "ema", device=self.device)
+        model = load(run, weights="raw" if self.raw else "ema", ema=self.ema, device=self.device)
+        weak = None if self.autoguide is None else load(self.autoguide, device=self.device)
         label = self.label or list(model.classes) or None
         n = self.n if self.n is not None else 8 * len(model.classes) or 64
         return model.sample(
@@ -48,78 +51,24 @@ class Job:
             grid=self.grid,
             seed=self.seed,
             batch=self.batch,
+            autoguide=weak,
         )
-
-
-# ------------------------------------------------------------------------------------------------------------- list
-
-
-def _recipes() -> list[str]:
-    from sfumato import recipes
-
-    return [f"{name:<10} {recipes.get(name).title}  ({recipes.get(name).paper})" for name in recipes.names()]
-
-
-def _data() -> list[str]:
-    from sfumato import data
-
-    return list(data.names())
-
-
-def _samplers() -> list[str]:
-    from sfumato import samplers
-
-    return samplers.names()
-
-
-def _schedules() -> list[str]:
-    from sfumato import schedules
-
-    return schedules.names()
-
-
-def _grids() -> list[str]:
-    from sfumato import grids
-
-    return grids.names()
-
-
-def _nets() -> list[str]:
-    from sfumato import nets
-
-    return nets.names()
-
-
-PARTS: dict[str, Callable[[], list[str]]] = {
-    "recipes": _recipes,
-    "data": _data,
-    "samplers": _samplers,
-    "schedules": _schedules,
-    "grids": _grids,
-    "nets": _nets,
-}
-
-
-def list_parts(what: str) -> None:
-    """Print the names of one kind of part, or of all."""
-    if what != "all" and what not in PARTS:
-        raise Refusal(f"unknown part {what!r}; {nearest(what, PARTS)}")
-    for kind in PARTS if what == "all" else [what]:
-        if what == "all":
-            print(f"{kind}:")
-        for line in PARTS[kind]():
-            print(f"  {line}" if what == "all" else line)
 
 
 # ---------------------------------------------------------------------------------------------------------- inspect
 
 
 def inspect_target(target: str, sheet: Path | None) -> None:
-    """The report of a run folder or a data set."""
+    """The report of a run folder, a schedule or a data set."""
     if Path(target).is_dir():
         if sheet is not None:
-            raise Refusal(f"--sheet goes with data, {target} is a folder; leave it out")
+            raise Refusal(f"--sheet goes with data and schedules, {target} is a folder; leave it out")
         inspect_run(Path(target))
+        return
+    from sfumato import schedules
+
+    if target in schedules.registry:
+        inspect_schedule(target, sheet)
         return
     from rich.console import Console
 
@@ -134,11 +83,27 @@ def inspect_target(target: str, sheet: Path | None) -> None:
     print(f"\ncontact sheet: {path}")
 
 
+def inspect_schedule(name: str, sheet: Path | None) -> None:
+    """A small table of a schedule, and its picture in ``sheet`` where given."""
+    from sfumato import schedules
+    from sfumato.schedules.plots import table
+
+    if sheet is not None and sheet.exists():
+        raise Refusal(f"{sheet} exists already and is kept; give another --sheet FILE")
+    print("     t      alpha      sigma    log-SNR")
+    for t, alpha, sigma, level in table(schedules.get(name)):
+        print(f"{t:6.2f} {alpha:10.6f} {sigma:10.5g} {level:10.3f}")
+    if sheet is not None:
+        schedules.plot(name, sheet)
+        print(f"\npicture: {sheet}")
+
+
 def inspect_run(run: Path) -> None:
     """Configuration, progress, checkpoints and latest measures of a run."""
     from sfumato.training.checkpoint import newest, steps_of
     from sfumato.training.diffusion import from_config, read_config
     from sfumato.training.monitor import read_log
+    from sfumato.training.phema import stored
 
     config = read_config(run)
     model = from_config(config, run)
@@ -157,6 +122,11 @@ def inspect_run(run: Path) -> None:
         ("versions", _pairs(config["versions"])),
         ("settings", _pairs(settings)),
     ]
+    profiles = stored(run)
+    if profiles:
+        widths = ", ".join(f"{width:g}" for width in sorted({p.width for p in profiles}))
+        steps = sorted({p.step for p in profiles})
+        rows += [("snapshots", f"{len(steps)} of widths {widths}, steps {steps[0]} to {steps[-1]}; sample with --ema")]
     validations = [line for line in read_log(run / "log.jsonl") if line.get("kind") == "validation"]
     validations = [line for line in validations if line.get("loss") is not None]
     if validations:
@@ -287,19 +257,12 @@ def evaluate_run(run: Path, job: Job, out: Path | None) -> None:
 #: How many samples are evaluated unless told otherwise (or as many as there are training images).
 EVALUATED = 2000
 
-#: What a metric's record keeps of how its samples were made.
-GENERATED = (
-    "sampler", "steps", "grid", "nfe", "network_rows_per_sample", "guidance", "interval", "clip", "weights", "compute",
-)  # fmt: skip
-
 
 def measure(run: Path, samples: Any, data: Any) -> None:
     """Evaluate samples against ``data``; prints the table and appends the records to ``RUN/metrics.jsonl``."""
     from sfumato import metrics
 
-    generated = {key: samples.record[key] for key in GENERATED} | {"seed": samples.record["seeds"][0]}
-    generated["nfe"] = float(generated["nfe"])
-    records = metrics.evaluate(samples.x, samples.index(), data, generated=generated)
+    records = metrics.evaluate(samples.x, samples.index(), data, generated=metrics.made(samples.record))
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
     print(metrics.table(records))

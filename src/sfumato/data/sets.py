@@ -29,6 +29,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.x)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """``x``, and ``label`` where there is one, by name."""
+        return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}
+
     def counts(self, classes: int) -> tuple[int, ...]:
         """How many images of every class there are; empty without labels."""
         return () if self.label is None else tuple(torch.bincount(self.label, minlength=classes).tolist())

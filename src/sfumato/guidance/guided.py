@@ -121,5 +121,18 @@ def cfg(denoiser: Denoiser[Any], null: Change, w: Any, when: Callable[[Time], bo
 
     ``w`` is a number, a per-sample tensor ``[b]`` or a dict per part; ``when(t)`` limits it to some times.
     """
-    complement = {k: 1.0 - v for k, v in w.items()} if isinstance(w, dict) else 1.0 - w
-    return Guided((Term(denoiser, null, complement), Term(denoiser, same, w)), when)
+    return Guided((Term(denoiser, null, _complement(w)), Term(denoiser, same, w)), when)
+
+
+def autoguidance(denoiser: Denoiser[Any], weak: Denoiser[Any], w: Any, when: Callable[[Time], bool] = always) -> Guided:
+    """``weak + w (denoiser - weak)`` under the same condition: away from the errors of a worse model of the same data.
+
+    Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself",
+    https://arxiv.org/abs/2406.02507.  ``weak``: the same model earlier, smaller or averaged over less; it needs no
+    label, nor a null one.  ``w`` and ``when`` as in :func:`cfg`; where ``when(t)`` is false ``weak`` is not evaluated.
+    """
+    return Guided((Term(weak, same, _complement(w)), Term(denoiser, same, w)), when)
+
+
+def _complement(w: Any) -> Any:
+    return {k: 1.0 - v for k, v in w.items()} if isinstance(w, dict) else 1.0 - w

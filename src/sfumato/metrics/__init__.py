@@ -18,11 +18,12 @@ from sfumato.metrics.distances import (
     moments,
     precision_recall,
 )
-from sfumato.metrics.evaluate import Reference, evaluate, limits, measure
+from sfumato.metrics.evaluate import Reference, evaluate, limits, made, measure
 from sfumato.metrics.records import Record, change, comparable, differences, table
 
 __all__ = [
     "DigitNet", "Moments", "Record", "Reference", "change", "comparable", "copy_rate", "copy_scores", "copy_threshold",
     "differences", "digit_net", "evaluate", "frechet_distance", "frechet_from_moments", "kernel_between",
-    "kernel_distance", "kernel_within", "limits", "measure", "moments", "nearest_training", "precision_recall", "table",
+    "kernel_distance", "kernel_within", "limits", "made", "measure", "moments", "nearest_training", "precision_recall",
+    "table",
 ]  # fmt: skip

@@ -52,6 +52,17 @@ RULES = {
 #: What ``generated`` must say; a value may be None where it is not known.
 REQUIRED = ("sampler", "nfe", "seed")
 
+#: What a record keeps of how its samples were made, beside the first of their seeds.
+KEPT = (
+    "sampler", "steps", "grid", "nfe", "network_rows_per_sample", "guidance", "interval", "autoguide", "clip",
+    "weights", "compute",
+)  # fmt: skip
+
+
+def made(record: Mapping[str, Any]) -> dict[str, Any]:
+    """``generated`` for :func:`evaluate`, from the record of :class:`~sfumato.training.samples.Samples`."""
+    return {key: record[key] for key in KEPT} | {"nfe": float(record["nfe"]), "seed": record["seeds"][0]}
+
 
 def limits(data: Data) -> tuple[int, int]:
     """The fewest and the most samples that can be evaluated: above the feature dimension, and at most the training set.

@@ -10,12 +10,15 @@ from typing import Any
 from torch import nn
 
 from sfumato.nets.bundle import Bundle
+from sfumato.nets.energy import Energy
+from sfumato.nets.mp_unet import MPUNet
 from sfumato.nets.precision import best_dtype
 from sfumato.nets.unet import UNet
 from sfumato.registry import Registry
 
 _registry: Registry[nn.Module] = Registry("network")
 _registry.add("unet", UNet)
+_registry.add("mp-unet", MPUNet)
 
 
 def names() -> list[str]:
@@ -32,4 +35,4 @@ def get(name: str, **settings: Any) -> nn.Module:
     return _registry.get(name, **settings)
 
 
-__all__ = ["Bundle", "UNet", "best_dtype", "get", "names"]
+__all__ = ["Bundle", "Energy", "UNet", "best_dtype", "get", "names"]

@@ -77,31 +77,32 @@ class _GroupNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = _group_mean(_site_sum(x), x, groups)
-        variance = _group_mean(_site_sum(x.square()), x, groups) - mean.square()
-        rstd = (variance.clamp(min=0) + eps).rsqrt()
+        mean, rstd = _statistics(x, groups, eps)
         factor = rstd * scale
         return torch.addcmul((shift - mean * factor).to(x.dtype), x, factor.to(x.dtype)), mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, scale, _shift, ctx.groups, _ = inputs
+        x, scale, _shift, ctx.groups, ctx.eps = inputs
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)
         ctx.save_for_backward(x, scale, mean, rstd)
         ctx.save_for_forward(x, scale, mean, rstd)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, mean, rstd = ctx.saved_tensors
+        twice = torch.is_grad_enabled()  # a second derivative is asked for: it goes through mean and rstd, too
+        if twice:
+            mean, rstd = _statistics(x, ctx.groups, ctx.eps)
         dy = channels_last(grads[0])
         dshift = _site_sum(dy)[..., None, None]
         dscale = rstd * (_site_sum(dy * x)[..., None, None] - mean * dshift)
         slope = -rstd.square() * _group_mean(dscale * scale, x, ctx.groups)
         offset = -rstd * _group_mean(dshift * scale, x, ctx.groups) - slope * mean
         dx = torch.addcmul(offset.to(x.dtype), x, slope.to(x.dtype))
-        torch.addcmul(dx, dy, (rstd * scale).to(x.dtype), out=dx)
+        factor = (rstd * scale).to(x.dtype)
+        dx = torch.addcmul(dx, dy, factor) if twice else torch.addcmul(dx, dy, factor, out=dx)
         return dx, dscale.sum_to_size(scale.shape), dshift.sum_to_size(scale.shape), None, None
 
     @staticmethod
@@ -111,6 +112,13 @@ class _GroupNorm(torch.autograd.Function):
         centred = dx - _group_mean(_site_sum(dx), x, ctx.groups)
         turned = centred - normal * _group_mean(_site_sum(dx * normal), x, ctx.groups)
         return (turned * rstd * scale + normal * dscale + dshift).to(x.dtype), None, None
+
+
+def _statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and reciprocal standard deviation of every channel's group, ``[b, c, 1, 1]``, at least float32."""
+    mean = _group_mean(_site_sum(x), x, groups)
+    variance = _group_mean(_site_sum(x.square()), x, groups) - mean.square()
+    return mean, (variance.clamp(min=0) + eps).rsqrt()
 
 
 def _group_mean(sums: Tensor, x: Tensor, groups: int) -> Tensor:
@@ -130,7 +138,7 @@ def modulated_group_norm(
     """``group_norm(x) * scale + shift``, with a scale and a shift for every sample and channel (FiLM).
 
     Source: Wu and He 2018 (group norm); Perez et al. 2018 (FiLM).  On a CPU it is :class:`_GroupNorm`, with first
-    derivatives in both modes; elsewhere PyTorch's own, which is fast there.
+    derivatives in both modes and second ones backwards; elsewhere PyTorch's own, which is fast there.
     """
     if x.device.type == "cpu":
         y: Tensor = _GroupNorm.apply(x, scale, shift, groups, eps)[0]  # type: ignore[no-untyped-call]
@@ -180,7 +188,6 @@ class _Interleave(torch.autograd.Function):
         return _Interleave.forward(dy)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (dout,) = grads
         b, c, h, w = dout.shape[0], dout.shape[1], dout.shape[2] // 2, dout.shape[3] // 2
@@ -248,10 +255,13 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v, y = ctx.saved_tensors
         dy = grads[0].contiguous()
+        if torch.is_grad_enabled():  # a second derivative is asked for: all rows at once, nothing in place
+            p = torch.softmax(q @ k.mT, -1)
+            ds = p * (dy @ v.mT - (dy * (p @ v)).sum(-1, keepdim=True))
+            return ds @ k, ds.mT @ q, p.mT @ dy
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         row = (dy * y).sum(-1, keepdim=True)
         for i in _Attend.blocks(q):

@@ -6,12 +6,14 @@ prediction, and ``posterior(process)``, the whole law.  With a perfect model eve
 """
 
 from sfumato.oracles.common import LawDenoiser, Oracle, PointDenoiser
+from sfumato.oracles.coupled import CoupledGaussian, bridge_covariance
 from sfumato.oracles.empirical import Atoms, Empirical
 from sfumato.oracles.gaussian import Gaussian
 from sfumato.oracles.mixture import GaussianMixture, MixturePosterior
 
 __all__ = [
     "Atoms",
+    "CoupledGaussian",
     "Empirical",
     "Gaussian",
     "GaussianMixture",
@@ -19,4 +21,5 @@ __all__ = [
     "MixturePosterior",
     "Oracle",
     "PointDenoiser",
+    "bridge_covariance",
 ]

@@ -2,6 +2,7 @@
 
 from sfumato.processes.bound import Bound, elbo, step_kl
 from sfumato.processes.gaussian import Gaussian
+from sfumato.processes.interpolant import Interpolant
 from sfumato.processes.product import Product
 
-__all__ = ["Bound", "Gaussian", "Product", "elbo", "step_kl"]
+__all__ = ["Bound", "Gaussian", "Interpolant", "Product", "elbo", "step_kl"]

@@ -67,13 +67,14 @@ class Gaussian:
         With ``k = eta^2 (1 - (alpha_t sigma_s / alpha_s sigma_t)^2)`` the fresh share of the variance,
         ``x_s = (alpha_s - alpha_t c) x0 + c x_t + sigma_s sqrt(k) z`` and ``c = (sigma_s / sigma_t) sqrt(1 - k)``
         (DDIM, eq. 7; ``eta = 1`` is DDPM's posterior, eq. 6-7).  A Normal belief adds its variance in closed form; any
-        other law is drawn from first.  Raises :class:`Refusal` from ``t = 0``, where no noise is left to bridge.
+        other law is drawn from first.  From ``t = 0`` no noise is left to bridge: with ``eta = 0`` the state goes out
+        without any (DDIM inversion), else :class:`Refusal` is raised.
         """
         if not isinstance(q, Dirac | Normal):
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
         # float64 until the last moment: for close times the differences below cancel
         (alpha_t, sigma_t), (alpha_s, sigma_s) = at(self.schedule, t, wide(x_t)), at(self.schedule, s, wide(x_t))
-        if isinstance(sigma_t, float) and sigma_t == 0:
+        if isinstance(sigma_t, float) and sigma_t == 0 and eta:
             raise Refusal(f"a bridge from t={t:g}, where sigma = 0, carries no noise; start at a time above 0")
         kept = divide(sigma_s, sigma_t)
         fresh = eta**2 * (1 - (divide(alpha_t, alpha_s) * kept) ** 2) if eta else 0.0

@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 from sfumato.errors import Refusal, nearest
-from sfumato.recipes import ddpm, edm, flow
+from sfumato.recipes import (
+    ddpm,
+    edm,
+    edm2,
+    flow,
+    improved_ddpm,
+    interpolant,
+    ncsn,
+    ncsnv2,
+    ot_cfm,
+    reflow,
+    sb_cfm,
+    subvp_sde,
+    vdm,
+    ve_sde,
+    vp_sde,
+)
 from sfumato.recipes.recipe import Recipe
 
-_RECIPES = {recipe.name: recipe for recipe in (ddpm.RECIPE, flow.RECIPE, edm.RECIPE)}
+_MODULES = (
+    ddpm,
+    improved_ddpm,
+    vdm,
+    ncsn,
+    ncsnv2,
+    vp_sde,
+    ve_sde,
+    subvp_sde,
+    edm,
+    edm2,
+    flow,
+    ot_cfm,
+    sb_cfm,
+    interpolant,
+    reflow,
+)
+_RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
 
 def get(name: str) -> Recipe:

@@ -22,23 +22,27 @@ from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose
 from sfumato.training.times import Steps, TimeLaw, Uniform
+from sfumato.training.weightings import OWN, weighted
 
 
 @final
 @dataclass(frozen=True)
 class Settings:
     """``schedule``: any of ``sfumato list schedules``; ``prediction``: what the network outputs; ``time_law``: steps or
-    uniform."""
+    uniform; ``weighting``: of the loss over noise levels (:mod:`sfumato.training.weightings`), the network's own unless
+    given."""
 
     schedule: str = "linear"
     prediction: str = "eps"
     time_law: str = "steps"
+    weighting: str = OWN
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="dpmpp-2m", grid="uniform-logsnr", sampling_steps=20, guidance=2.0)
     reporting: Reporting = Reporting()
 
     def __post_init__(self) -> None:
+        weighted(self.weighting)  # refuses what is unknown
         choose("schedule", self.schedule, schedules.names())
         choose("time_law", self.time_law, ("steps", "uniform"))
 
@@ -48,7 +52,9 @@ def compose(settings: Settings, net: Any) -> Composition:
     schedule = schedules.get(settings.schedule)
     laws: dict[str, TimeLaw] = {"steps": Steps(getattr(schedule, "steps", 1000)), "uniform": Uniform()}
     return Composition(
-        Preconditioned(net, GaussianHead(Gaussian(schedule), settings.prediction)), laws[settings.time_law]
+        Preconditioned(net, GaussianHead(Gaussian(schedule), settings.prediction)),
+        laws[settings.time_law],
+        weighted(settings.weighting),
     )
 
 

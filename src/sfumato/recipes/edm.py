@@ -24,23 +24,28 @@ from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require
 from sfumato.training.times import LogNormalSigma
+from sfumato.training.weightings import OWN, weighted
 
 
 @final
 @dataclass(frozen=True)
 class Settings:
-    """``sigma_data``: the data's standard deviation in model units; ``P_mean``, ``P_std``: the law of ``ln sigma``."""
+    """``sigma_data``: the data's standard deviation in model units; ``P_mean``, ``P_std``: the law of ``ln sigma``;
+    ``weighting``: of the loss over noise levels (:mod:`sfumato.training.weightings`), the network's own unless given.
+    """
 
     sigma_data: float = 0.5
     p_mean: float = -1.2
     p_std: float = 1.2
     sigma_max: float = 80.0
+    weighting: str = OWN
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="heun", grid="karras", sampling_steps=10, guidance=2.0, clip=False)
     reporting: Reporting = Reporting()
 
     def __post_init__(self) -> None:
+        weighted(self.weighting)  # refuses what is unknown
         require(self.sigma_data > 0, "sigma_data", self.sigma_data, "a positive number")
         require(self.p_std > 0, "p_std", self.p_std, "a positive number")
         require(self.sigma_max > 0, "sigma_max", self.sigma_max, "a positive number")
@@ -50,7 +55,8 @@ def compose(settings: Settings, net: Any) -> Composition:
     """The variance-exploding process, the preconditioned network, and log-normal noise levels."""
     schedule = schedules.get("karras", sigma_max=settings.sigma_max)
     head = GaussianHead(Gaussian(schedule), "edm", settings.sigma_data)
-    return Composition(Preconditioned(net, head), LogNormalSigma(schedule, settings.p_mean, settings.p_std))
+    times = LogNormalSigma(schedule, settings.p_mean, settings.p_std)
+    return Composition(Preconditioned(net, head), times, weighted(settings.weighting))
 
 
 RECIPE = Recipe(

@@ -21,22 +21,26 @@ from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
 from sfumato.training.times import LogitNormal, TimeLaw, Uniform
+from sfumato.training.weightings import OWN, weighted
 
 
 @final
 @dataclass(frozen=True)
 class Settings:
-    """``time_law``: uniform or logit-normal, the latter with ``time_mean`` and ``time_std``."""
+    """``time_law``: uniform or logit-normal, the latter with ``time_mean`` and ``time_std``; ``weighting``:
+    of the loss over noise levels (:mod:`sfumato.training.weightings`), the network's own unless given."""
 
     time_law: str = "uniform"
     time_mean: float = 0.0
     time_std: float = 1.0
+    weighting: str = OWN
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="heun", grid="uniform", sampling_steps=10, guidance=2.0, clip=False)
     reporting: Reporting = Reporting()
 
     def __post_init__(self) -> None:
+        weighted(self.weighting)  # refuses what is unknown
         choose("time_law", self.time_law, ("uniform", "logit-normal"))
         require(self.time_std > 0, "time_std", self.time_std, "a positive number")
 
@@ -48,7 +52,8 @@ def compose(settings: Settings, net: Any) -> Composition:
         "logit-normal": LogitNormal(settings.time_mean, settings.time_std),
     }
     process = Gaussian(schedules.get("flow"))
-    return Composition(Preconditioned(net, GaussianHead(process, "flow")), laws[settings.time_law])
+    denoiser = Preconditioned(net, GaussianHead(process, "flow"))
+    return Composition(denoiser, laws[settings.time_law], weighted(settings.weighting))
 
 
 RECIPE = Recipe(

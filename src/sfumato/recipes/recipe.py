@@ -19,7 +19,7 @@ from sfumato.data.transforms import from_json
 from sfumato.training.composition import Composition
 from sfumato.training.diffusion import Diffusion
 from sfumato.training.seeds import mix
-from sfumato.training.settings import flatten
+from sfumato.training.settings import flatten, require
 
 #: ``settings, net -> the parts``.
 Compose = Callable[[Any, Any], Composition]
@@ -40,10 +40,12 @@ _PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.flo
 class Recipe:
     """A method by name.  ``defaults``: its settings; ``compose``: the parts they describe.
 
-    ``net``: the network's name in :mod:`sfumato.nets`; ``outputs``: its output channels per channel of the data (2
-    where a variance is learned); ``wrap``: adds what else is learned or remembered (a schedule, a history);
-    ``dataset``: makes what is trained on where it is not the data itself, from ``(model, data, run folder or None,
-    device, say)``; ``begin``: what happens to a fresh model before its first step (a teacher's weights).
+    ``net``: the network's name in :mod:`sfumato.nets`; ``inputs``, ``outputs``: its input and output channels per
+    channel of the data (features beside it; 2 out where a variance is learned); ``wrap``: adds what else is learned or
+    remembered (a schedule, a history); ``settle``: the defaults where they depend on the settings given (a teacher's
+    network); ``dataset``: makes what is trained on where it is not the data itself, from ``(model, data, run folder or
+    None, device, say, stop)``, None where ``stop()`` came first; ``begin``: what happens to a fresh model before its
+    first step (a teacher's weights).
     """
 
     name: str
@@ -52,8 +54,10 @@ class Recipe:
     defaults: Any
     compose: Compose
     net: str = "unet"
+    inputs: int = 1
     outputs: int = 1
     wrap: Wrap = bare
+    settle: Callable[[Mapping[str, Any]], Any] | None = None
     dataset: Callable[..., Any] | None = None
     begin: Callable[[Diffusion], None] | None = None
 
@@ -69,7 +73,7 @@ class Recipe:
             torch.manual_seed(mix(int(origin["seed"]), "weights"))
             net: Any = nets.get(
                 self.net,
-                in_channels=channels,
+                in_channels=self.inputs * channels,
                 out_channels=self.outputs * channels,
                 size=(height, width),
                 channels=chosen.channels,
@@ -79,6 +83,10 @@ class Recipe:
                 patch=chosen.patch,
                 dropout=chosen.dropout,
             )
+            if chosen.energy != "none":
+                need = f"one output a channel; recipe {self.name!r} learns a variance, too"
+                require(self.outputs == 1, "energy", chosen.energy, need)
+                net = nets.Energy(net, chosen.energy)
             net.compute_dtype = _PRECISIONS[settings.optimisation.precision]
             net = self.wrap(settings, net)
         compose = functools.partial(self.compose, settings)

@@ -1,31 +1,72 @@
 """Samplers: how to walk a grid from the prior to the data with a belief at every step.
 
-``get(name, **settings)`` builds one: ``ddpm``, ``ddpm-large``, ``ddim`` (``eta``), ``euler``, ``heun``, ``dpmpp-2m``.
+``get(name, **settings)`` builds one: ``ddpm``, ``ddpm-large``, ``ddim`` (``eta``), ``euler``, ``heun``, ``dpmpp-2m``;
+``build("ddim:eta=0.5")`` reads one from text.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from sfumato import spec
 from sfumato.core import Sampler
 from sfumato.registry import Registry
+from sfumato.samplers import auto
+from sfumato.samplers.adams import Adams
+from sfumato.samplers.adaptive import RK45
 from sfumato.samplers.ancestral import DDIM, Ancestral, AncestralLarge
+from sfumato.samplers.churn import Churned, heun
 from sfumato.samplers.driver import sample, trajectory
-from sfumato.samplers.ode import DPMSolverPP2M, Euler, Heun
+from sfumato.samplers.exponential import DPMSolver, DPMSolverPP2M, DPMSolverPP3M
+from sfumato.samplers.inversion import inversion, invert
+from sfumato.samplers.langevin import Langevin, PredictorCorrector, pc
+from sfumato.samplers.multistep import DEIS, LMS, PNDM
+from sfumato.samplers.ode import Euler, Heun
 from sfumato.samplers.parts import PerPart
+from sfumato.samplers.restart import Restart, restart
+from sfumato.samplers.sde import DPMSolverPPSDE, EulerAncestral, EulerMaruyama
+from sfumato.samplers.unipc import UniPC
 
 registry: Registry[Sampler] = Registry("sampler")
 registry.add("ddpm", Ancestral)
 registry.add("ddpm-large", AncestralLarge)
 registry.add("ddim", DDIM)
 registry.add("euler", Euler)
-registry.add("heun", Heun)
+registry.add("heun", heun)
+registry.add("dpm-solver", DPMSolver)
 registry.add("dpmpp-2m", DPMSolverPP2M)
+registry.add("dpmpp-3m", DPMSolverPP3M)
+registry.add("unipc", UniPC)
+registry.add("deis", DEIS)
+registry.add("adams", Adams)
+registry.add("lms", LMS)
+registry.add("pndm", PNDM)
+registry.add("rk45", RK45)
+registry.add("dpmpp-sde", DPMSolverPPSDE)
+registry.add("euler-ancestral", EulerAncestral)
+registry.add("euler-maruyama", EulerMaruyama)
+registry.add("pc", pc)
+registry.add("langevin", Langevin)
+registry.add("restart", restart)
 
 
 def get(name: str, **settings: Any) -> Sampler:
     """The sampler called ``name``; raises :class:`~sfumato.errors.Refusal` for an unknown name or setting."""
     return registry.get(name, **settings)
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """``"ddim:eta=0.5"`` as ``("ddim", {"eta": 0.5})``: the settings are the sampler's fields, read by their types.
+
+    Raises :class:`~sfumato.errors.Refusal` for an unknown name or setting and for a value of the wrong type.
+    """
+    return spec.parse("sampler", text, registry.builder)
+
+
+def build(text: str) -> Sampler:
+    """The sampler that a text such as ``"ddim:eta=0.5"`` describes; errors as for :func:`parse` and :func:`get`."""
+    name, settings = parse(text)
+    return get(name, **settings)
 
 
 def names() -> list[str]:
@@ -34,15 +75,34 @@ def names() -> list[str]:
 
 
 __all__ = [
-    "DDIM",
     "Ancestral",
     "AncestralLarge",
+    "Churned",
+    "DDIM",
+    "DEIS",
+    "LMS",
+    "DPMSolver",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
+    "DPMSolverPPSDE",
     "Euler",
+    "EulerAncestral",
+    "EulerMaruyama",
     "Heun",
+    "Langevin",
+    "PNDM",
     "PerPart",
+    "RK45",
+    "UniPC",
+    "PredictorCorrector",
+    "Restart",
+    "auto",
+    "build",
     "get",
+    "inversion",
+    "invert",
     "names",
+    "parse",
     "registry",
     "sample",
     "trajectory",

@@ -13,6 +13,7 @@ from sfumato.core import RNG, Carry, Law, Process
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac, Normal
 from sfumato.processes.gaussian import Gaussian
+from sfumato.processes.interpolant import Interpolant
 
 
 def require_gaussian(process: Any, sampler: object) -> None:
@@ -20,6 +21,26 @@ def require_gaussian(process: Any, sampler: object) -> None:
     if not isinstance(process, Gaussian):
         raise Refusal(
             f"{type(sampler).__name__} needs a Gaussian process, not {type(process).__name__}; use 'ddpm' or 'ddim'"
+        )
+
+
+def require_path(process: Any, sampler: object) -> None:
+    """Raises :class:`Refusal` where an ODE solver is given a process without ``(alpha, sigma)``: it takes a Gaussian
+    process, or the coupled path of an Interpolant, whose ODE is the same in these variables."""
+    if not isinstance(process, Gaussian | Interpolant):
+        raise Refusal(
+            f"{type(sampler).__name__} needs a process with an (alpha, sigma) schedule, not {type(process).__name__}; "
+            "use 'ddpm' or 'ddim'"
+        )
+
+
+def require_markov(process: Any, sampler: object) -> None:
+    """Raises :class:`Refusal` where a sampler that draws noise is given a coupled path, which has no law to draw it
+    from."""
+    if isinstance(process, Interpolant):
+        raise Refusal(
+            f"{type(sampler).__name__} draws noise from a Markov chain, and an Interpolant is none; use an ODE solver, "
+            "'ddim' or 'heun'"
         )
 
 
@@ -37,15 +58,23 @@ def require_rng(rng: RNG | None, sampler: object) -> RNG:
 class Ancestral:
     """Draw from the belief's own bridge: DDPM with the posterior variance (Ho et al. 2020, algorithm 2; "fixed small").
 
-    A belief with variance widens the step by exactly that variance, so the exact belief is sampled exactly.
+    A belief with variance widens the step by exactly that variance, so the exact belief is sampled exactly.  ``last``:
+    what the step to ``s = 0`` returns, a ``"draw"`` from the belief or, as networks of learned variance do (Nichol and
+    Dhariwal 2021), its ``"point"``.
     """
 
+    last: str = "draw"
     order: ClassVar[int | None] = None
     takes: ClassVar[str] = "belief"
     evaluations: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        if self.last not in ("draw", "point"):
+            raise Refusal(f"last={self.last!r}: the last step returns a 'draw' or the 'point'")
+
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Fits every process; remembers nothing."""
+        """Fits every Markov process; remembers nothing."""
+        require_markov(process, self)
         return None
 
     def step(
@@ -59,7 +88,7 @@ class Ancestral:
     ) -> tuple[Any, Carry]:
         """The update for a belief already formed."""
         law = process.bridge(x, q, t, s)
-        return law.draw(require_rng(rng, self)), None
+        return (law.point() if s == 0 and self.last == "point" else law.draw(require_rng(rng, self))), None
 
 
 @final
@@ -114,7 +143,9 @@ class DDIM:
         return None if self.eta else 1
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Fits every process; remembers nothing."""
+        """Fits every process at ``eta = 0`` and every Markov process above it; remembers nothing."""
+        if self.eta > 0:
+            require_markov(process, self)
         return None
 
     def step(

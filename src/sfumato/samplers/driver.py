@@ -62,10 +62,11 @@ def trajectory(
     source = None if rng is None else as_rng(rng)
     require_kind(bound, sampler)
     carry = sampler.start(bound, process, times)
-    return _walk(bound, process, sampler, times, x, carry, source)
+    return walk(bound, process, sampler, times, x, carry, source)
 
 
-def _walk(model: Any, process: Any, sampler: Any, times: list[float], x: Any, carry: Any, rng: Any) -> Iterator[Any]:
+def walk(model: Any, process: Any, sampler: Any, times: list[float], x: Any, carry: Any, rng: Any) -> Iterator[Any]:
+    """Yield ``x`` and the state after each interval of ``times``, checked and started by the caller."""
     yield x
     for t, s in pairwise(times):
         x, carry = sampler.step(model, process, x, t, s, carry, rng)

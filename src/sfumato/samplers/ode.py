@@ -1,4 +1,4 @@
-"""Solvers of the probability-flow ODE of a Gaussian process: Euler, Heun and DPM-Solver++(2M).
+"""Solvers of the probability-flow ODE of a Gaussian process: what they share, Euler and Heun.
 
 The contract: in ``y = x / alpha`` and ``u = sigma / alpha`` the ODE reads ``dy/du = eps`` for every schedule (Karras et
 al. 2022, section 4), and in ``lambda = log(alpha / sigma)`` it is linear but for ``x0`` (Lu et al. 2022).  Solvers use
@@ -16,8 +16,26 @@ from torch import Tensor
 
 from sfumato.core import RNG, Carry, Process
 from sfumato.laws import Dirac
-from sfumato.samplers.ancestral import require_gaussian
-from sfumato.schedules import ZERO_ALPHA, at, log_snr
+from sfumato.samplers.ancestral import require_path
+from sfumato.schedules import at, log_snr
+
+
+class Level(NamedTuple):
+    """A time as a solver sees it: ``alpha``, ``sigma`` and ``lam = log(alpha / sigma)``, infinite at exact ends."""
+
+    alpha: float
+    sigma: float
+    lam: float
+
+    @property
+    def ends(self) -> bool:
+        """Whether ``alpha`` or ``sigma`` is 0 here: only the exact bridge has finite coefficients."""
+        return math.isinf(self.lam)
+
+
+def level(process: Any, t: float) -> Level:
+    """The level of the process's schedule at ``t``."""
+    return Level(*at(process.schedule, t), log_snr(process.schedule, t) / 2)
 
 
 def exact_step(process: Process[Any], x: Tensor, x0: Tensor, t: float, s: float) -> Tensor:
@@ -40,8 +58,8 @@ class Euler:
     evaluations: ClassVar[int] = 1
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Refuses any process but a Gaussian one."""
-        require_gaussian(process, self)
+        """Refuses a process without (alpha, sigma)."""
+        require_path(process, self)
         return None
 
     def step(
@@ -65,8 +83,8 @@ class Heun:
     evaluations: ClassVar[int] = 2
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Refuses any process but a Gaussian one."""
-        require_gaussian(process, self)
+        """Refuses a process without (alpha, sigma)."""
+        require_path(process, self)
         return None
 
     def step(
@@ -75,50 +93,10 @@ class Heun:
         """An Euler step, then the average of the slopes at both ends of it."""
         x0 = model(x, t).point()
         euler = exact_step(process, x, x0, t, s)
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = at(process.schedule, t), at(process.schedule, s)
-        if sigma_s == 0 or alpha_t <= ZERO_ALPHA:
+        here, there = level(process, t), level(process, s)
+        if here.ends or there.ends:
             return euler, None
-        eps = (x - alpha_t * x0) / sigma_t
-        eps_next = (euler - alpha_s * model(euler, s).point()) / sigma_s
-        du = sigma_s / alpha_s - sigma_t / alpha_t
-        return euler + alpha_s * du / 2 * (eps_next - eps), None
-
-
-class History(NamedTuple):
-    """What a multistep solver remembers: the last belief's point and its lambda."""
-
-    x0: Tensor
-    lam: float
-
-
-@final
-@dataclass(frozen=True)
-class DPMSolverPP2M:
-    """DPM-Solver++(2M), midpoint form (Lu et al. 2022b, algorithm 2): second order at one evaluation a step.
-
-    The first step, a step from ``alpha = 0`` (which leaves no history, since its lambda is infinite) and the step to
-    ``sigma = 0`` are first-order.
-    """
-
-    order: ClassVar[int | None] = 2
-    takes: ClassVar[str] = "belief"
-    evaluations: ClassVar[int] = 1
-
-    def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Refuses any process but a Gaussian one; the history is empty."""
-        require_gaussian(process, self)
-        return None
-
-    def step(
-        self, model: Any, process: Any, x: Tensor, t: float, s: float, carry: Carry, rng: RNG | None
-    ) -> tuple[Tensor, Carry]:
-        """One evaluation, extrapolated with the previous one."""
-        x0 = model(x, t).point()
-        lam, lam_next = log_snr(process.schedule, t) / 2, log_snr(process.schedule, s) / 2
-        if math.isinf(lam):
-            return exact_step(process, x, x0, t, s), None
-        if carry is None or math.isinf(lam_next):
-            return exact_step(process, x, x0, t, s), History(x0, lam)
-        ratio = (lam - carry.lam) / (lam_next - lam)
-        midpoint = x0 + (x0 - carry.x0) / (2 * ratio)
-        return exact_step(process, x, midpoint, t, s), History(x0, lam)
+        eps = (x - here.alpha * x0) / here.sigma
+        eps_next = (euler - there.alpha * model(euler, s).point()) / there.sigma
+        du = there.sigma / there.alpha - here.sigma / here.alpha
+        return euler + there.alpha * du / 2 * (eps_next - eps), None

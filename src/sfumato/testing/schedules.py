@@ -19,9 +19,15 @@ def check_schedule(schedule: Schedule) -> None:
 
     Float64 of the shape of ``t``; exact data end ``(1, 0)``; finite everywhere; the log-SNR falls strictly; the
     derivative is the finite difference; python floats and tensors read the same numbers; ``time_at`` inverts the
-    log-SNR.
+    log-SNR, also at levels beyond either end.
     """
-    name = f"schedule {schedule!r}"
+    with torch.no_grad():
+        _check_values(schedule, f"schedule {schedule!r}")
+        _check_rates(schedule, f"schedule {schedule!r}")
+        _check_inverse(schedule, f"schedule {schedule!r}")
+
+
+def _check_values(schedule: Schedule, name: str) -> None:
     t = torch.linspace(0, 1, 1201, dtype=torch.float64)
     alpha, sigma = schedule(t)
     for label, value in (("alpha", alpha), ("sigma", sigma)):
@@ -42,7 +48,9 @@ def check_schedule(schedule: Schedule) -> None:
         pair = at(schedule, moment)
         single = schedule(torch.tensor([moment], dtype=torch.float64))
         require(pair == (float(single[0]), float(single[1])), name, f"at({moment}) reads {pair}, the function {single}")
-    _check_rates(schedule, name)
+
+
+def _check_inverse(schedule: Schedule, name: str) -> None:
     for moment in (1.0, 0.9, 0.5003, 0.31, 0.1, 0.02):
         level = log_snr(schedule, moment)
         if math.isfinite(level):
@@ -51,6 +59,9 @@ def check_schedule(schedule: Schedule) -> None:
     levels = torch.tensor([3.0, 0.0, -3.0], dtype=torch.float64)
     apart = [time_at(schedule, float(v)) for v in levels]
     require(time_at(schedule, levels).tolist() == apart, name, "time_at of a tensor differs from that of its entries")
+    for level, end in ((math.inf, 0.0), (log_snr(schedule, 1.0) - 1.0, 1.0)):
+        back = time_at(schedule, level)
+        require(abs(back - end) < 1e-12, name, f"time_at({level:g}), beyond the end {end:g}, is {back}")
 
 
 def _check_rates(schedule: Schedule, name: str) -> None:
@@ -78,10 +89,16 @@ def check_grid(
     """``grid(schedule, n)`` is ``n + 1`` strictly decreasing float64 times in [0, 1] that end in exactly 0.
 
     Raises ``AssertionError`` naming the grid and the offending ``n``; 0, negative and fractional ``n`` must be refused.
+    A grid of table steps may also refuse an ``n`` beyond the table's own number of steps.
     """
     name = f"grid {getattr(grid, '__name__', grid)!s} on {schedule!r}"
     for n in counts:
-        times = grid(schedule, n)
+        try:
+            times = grid(schedule, n)
+        except Refusal as refusal:
+            beyond = n > getattr(schedule, "steps", math.inf)
+            require(beyond, name, f"n={n} is refused: {refusal}")
+            continue
         require(times.shape == (n + 1,), name, f"n={n} gives {len(times)} times, must be {n + 1}")
         require(times.dtype == torch.float64, name, f"n={n} gives {times.dtype}, must be float64")
         require(bool((times.diff() < 0).all()), name, f"n={n} does not fall strictly: {times.tolist()[:6]}...")

@@ -1,4 +1,4 @@
-"""Checkpoints: ``RUN/checkpoints/step-N/`` with weights, EMA, optimiser and position; whole or absent.
+"""Checkpoints: ``RUN/checkpoints/step-N/`` with weights, averages, optimiser and position; whole or absent.
 
 The contract: a checkpoint is written to a temporary folder with ``state.json`` last, flushed to the disk and renamed;
 older ones are removed only after that, and the last two stay.  ``state.json`` holds the SHA-256 of every tensor file,
@@ -8,7 +8,7 @@ so reading can tell a damaged checkpoint from a whole one and falls back to the 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +19,8 @@ from sfumato.training.files import checksum, new_folder, pack_tensors, read_json
 
 FORMAT = 1
 FILES = ("model", "ema", "optimiser")
+#: Where the run keeps averages for snapshots (:mod:`sfumato.training.phema`).
+EXTRA = "averages"
 KEEP = 2
 
 
@@ -35,6 +37,7 @@ class Checkpoint:
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimiser: dict[str, Tensor]
+    averages: dict[str, Tensor] = field(default_factory=dict)
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -59,7 +62,7 @@ def write(run: Path, checkpoint: Checkpoint) -> Path:
         shutil.rmtree(target)  # written again after a resume from before it (the later one was damaged)
     with new_folder(target) as folder:
         sums = {}
-        for name in FILES:
+        for name in (*FILES, EXTRA) if checkpoint.averages else FILES:
             content = pack_tensors(getattr(checkpoint, name))
             (folder / f"{name}.safetensors").write_bytes(content)
             sums[name] = checksum(content)
@@ -86,7 +89,8 @@ def read(folder: Path) -> Checkpoint:
             f"{folder} has checkpoint format {state.get('format')!r}, this version reads {FORMAT}; update sfumato"
         )
     try:
-        tensors = {name: unpack_tensors(folder / f"{name}.safetensors", str(state["sha256"][name])) for name in FILES}
+        names = (*FILES, EXTRA) if EXTRA in state["sha256"] else FILES
+        tensors = {name: unpack_tensors(folder / f"{name}.safetensors", str(state["sha256"][name])) for name in names}
         return Checkpoint(
             step=int(state["step"]),
             seed=int(state["seed"]),

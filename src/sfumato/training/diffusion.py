@@ -131,14 +131,14 @@ class Diffusion:
         if self.parts.coupling is None:
             return end
         drawn = self.process.prior(x0).draw(rng) if end is None else end
-        return self.parts.coupling(x0, drawn, batch.get("label"), rng)
+        return self.parts.coupling(x0, drawn, batch.get("label") if self.classes else None, rng)
 
     def losses_at(self, batch: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Float[Tensor, " b"]:
         """The loss ``[b]`` at given times and noise, every label shown: what validation measures."""
-        x0 = self.transform.encode(batch["x"])
+        x0 = batch["x0"] if "x0" in batch else self.transform.encode(batch["x"])
         cond = {"label": batch["label"]} if self.classes else None
         rng = Stream(0)
-        prior = None if self.parts.coupling is None else at(self.process.schedule, 1.0)[1] * eps
+        prior = batch.get("end") if self.parts.coupling is None else at(self.process.schedule, 1.0)[1] * eps
         end = self._coupled(x0, batch, rng, prior)
         return self.parts.objective(self.denoiser, x0, t, cond, rng, eps=eps, end=end)
 
@@ -161,23 +161,27 @@ class Diffusion:
         grid: str | None = None,
         seed: int = 0,
         batch: int = 256,
+        autoguide: Diffusion | None = None,
     ) -> Samples:
         """``n`` samples in the data's units (uint8), with the record of how they were made.
 
         ``label``: a class name, or a list of them taken in turn; None draws without a label.  ``guidance``: 1 is plain
         conditional, more is stronger; ``interval``: guide only at ``low < t <= high``.  ``sampler``, ``steps``,
         ``grid``: the recipe's own unless given.  Sample ``k`` has seed ``seed + k``; ``batch`` changes the speed
-        alone.  Raises :class:`Refusal` for anything that does not fit the model, and where a state stops being finite.
+        alone.  ``autoguide``: a weaker model of the same data and process, to guide away from in place of the model
+        without a label (:func:`sfumato.guidance.autoguidance`); it needs no label.  Raises :class:`Refusal` for
+        anything that does not fit the model, and where a state stops being finite.
         """
         from sfumato.training.sampling import draw, plan
 
         return draw(
             self,
             plan(
-                self, n, label, guidance=guidance, interval=interval, sampler=sampler, steps=steps, grid=grid, seed=seed
+                self, n, label, guidance=guidance, interval=interval, sampler=sampler, steps=steps, grid=grid,
+                seed=seed, autoguide=autoguide,
             ),
             batch=batch,
-        )
+        )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------- storing
 
@@ -259,18 +263,24 @@ def from_config(config: Mapping[str, Any], run: Path) -> Diffusion:
         raise Refusal(f"{run}/config.json is damaged ({error}); restore it or train again") from None
 
 
-def load(run: str | Path, *, weights: str = "ema", device: str = "auto") -> Diffusion:
-    """The model in a run folder, ready to sample.
+def load(run: str | Path, *, weights: str = "ema", ema: float | None = None, device: str = "auto") -> Diffusion:
+    """The model in a run folder (or in ``RUN/snapshots/FILE``, an average as it was then), ready to sample.
 
-    ``weights``: ``"ema"`` (``model.safetensors``) or ``"raw"``, the trained weights of the newest checkpoint.  Raises
-    :class:`Refusal` where a file is missing, damaged or does not fit.
+    ``weights``: ``"ema"`` (``model.safetensors``) or ``"raw"``, the trained weights of the newest checkpoint;
+    ``ema``: an average of this relative width in their place, from the run's snapshots
+    (:mod:`sfumato.training.phema`).  Raises :class:`Refusal` where a file is missing, damaged or does not fit.
     """
     from sfumato.training.checkpoint import newest
     from sfumato.training.devices import resolve_device
+    from sfumato.training.phema import load_average
     from sfumato.training.settings import choose
 
     run = Path(run)
+    if run.parent.name == "snapshots" and run.suffix == ".safetensors":
+        return _load_snapshot(run, weights, ema, device)
     choose("weights", weights, ("ema", "raw"))
+    if weights == "raw" and ema is not None:
+        raise Refusal(f"ema={ema:g}: raw weights are no average; leave one of the two out")
     model = from_config(read_config(run), run)
     if weights == "ema":
         source = run / "model.safetensors"
@@ -280,5 +290,17 @@ def load(run: str | Path, *, weights: str = "ema", device: str = "auto") -> Diff
         if checkpoint is None:
             raise Refusal(f"{run} has no checkpoint with raw weights; sample its EMA weights instead")
         load_weights(model.net, checkpoint.model, run / "checkpoints")
+    if ema is not None:
+        load_average(model.net, run, ema)
     model.net.to(resolve_device(device)).eval().requires_grad_(False)
-    return replace(model, weights=weights)
+    return replace(model, weights=weights if ema is None else f"ema={ema:g}")
+
+
+def _load_snapshot(path: Path, weights: str, ema: float | None, device: str) -> Diffusion:
+    from sfumato.training.phema import load_parameters
+
+    if weights != "ema" or ema is not None:
+        raise Refusal(f"{path} is an average already; leave the choice of weights out")
+    model = load(path.parent.parent, device=device)
+    load_parameters(model.net, unpack_tensors(path), path)
+    return replace(model, weights=path.stem)

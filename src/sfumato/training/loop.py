@@ -55,6 +55,17 @@ class Step:
     images_per_second: float
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """What training reads: ``n`` rows, any of them as a batch on the training device."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> dict[str, Tensor]:
+        """The rows at ``index``: ``"x"`` (uint8), or ``"x0"`` (model units) with its ``"end"``; ``"label"``."""
+        ...
+
+
 class Dataset:
     """A data set in memory: uint8 ``x [n, ...]`` and, where there are classes, int64 ``label [n]``."""
 
@@ -72,7 +83,7 @@ class Dataset:
 
 def train_steps(
     system: Trainable,
-    data: Dataset,
+    data: Rows,
     optimisers: Mapping[str, Optimiser],
     horizon: Horizon,
     *,
@@ -94,7 +105,7 @@ def train_steps(
         began = time.perf_counter()
         rows = data.batch(order.batch(step, batch))
         stream_seed = mix(seed, "step", step)
-        with torch.random.fork_rng(_cuda(data.device)):
+        with torch.random.fork_rng(_cuda(next(iter(rows.values())).device)):
             torch.manual_seed(stream_seed)  # dropout draws from torch's own generator
             losses = system.losses(rows, Stream(stream_seed))
             means = {name: loss.mean() for name, loss in losses.items()}

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW (or Muon on the convolution kernels), warm-up, a decay to zero over a fixed horizon, clipping.
+"""The optimiser: AdamW (or Muon on the convolution kernels), warm-up, a decay over the horizon or by steps, clipping.
 
 The contract: the learning rate is a function of (step, progress) alone, so a resumed run continues it exactly; a
 gradient that is not finite is reported and never applied.  Its state is a flat dict of named tensors, without pickle.
@@ -35,8 +35,13 @@ DECAYS: dict[str, Callable[[float], float]] = {"cosine": _cosine, "linear": _lin
 
 
 def rate_share(settings: Optimisation, step: int, progress: float) -> float:
-    """The share of the full rate of step ``step`` (counted from 0) at ``progress`` in [0, 1] of the horizon."""
+    """The share of the full rate of step ``step`` (counted from 0) at ``progress`` in [0, 1] of the horizon.
+
+    ``inverse-sqrt`` knows no horizon: ``1 / sqrt(max(step / decay_step, 1))`` (Karras et al. 2024, eq. 67).
+    """
     warm = min(1.0, (step + 1) / settings.warmup) if settings.warmup else 1.0
+    if settings.decay == "inverse-sqrt":
+        return warm / math.sqrt(max(step / settings.decay_step, 1.0))
     after = (progress - settings.hold) / (1 - settings.hold)
     return warm * DECAYS[settings.decay](min(1.0, max(0.0, after)))
 

@@ -29,9 +29,10 @@ from sfumato.training.diffusion import Diffusion, from_config, load_weights, rea
 from sfumato.training.ema import EMA
 from sfumato.training.files import make_folder, to_json, write_bytes
 from sfumato.training.horizon import Clock, Horizon
-from sfumato.training.loop import Dataset, train_steps
+from sfumato.training.loop import Dataset, Rows, train_steps
 from sfumato.training.monitor import Log, Progress, Reporter, progress
 from sfumato.training.optim import Optimiser
+from sfumato.training.phema import Averages, forget_after
 from sfumato.training.settings import resolve
 from sfumato.training.validation import Validation
 
@@ -90,7 +91,7 @@ def _fresh(recipe: str, data: Data, horizon: Horizon, seed: int, settings: Mappi
     from sfumato import recipes
 
     chosen = recipes.get(recipe)
-    resolved = resolve(chosen.defaults, settings)
+    resolved = resolve(chosen.defaults if chosen.settle is None else chosen.settle(settings), settings)
     units = data.standardised() if resolved.optimisation.standardise else data
     model = chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
     if chosen.begin is not None:
@@ -200,30 +201,33 @@ class _Run:
         self.optimiser = Optimiser(self.model.net, settings.optimisation)
         device = place_for_training(self.model.net, self.optimiser.inner, self.device)
         self.ema = EMA(self.model.net, settings.optimisation.ema)
+        self.averages = Averages(self.model.net, settings.optimisation.snapshots if self.run is not None else 0)
         self.sampled = self.model.with_net(self.ema.net, "ema")
         self.step, self.saved, self.clock = 0, -1, Clock()
         with progress(f"{self.model.recipe} on {self.data.name}", quiet=quiet) as display:
             self._restore(display)
+            make = recipes.get(self.model.recipe).dataset
+            dataset: Rows | None = (
+                Dataset(self.data.train.x, self.data.train.label, device)
+                if make is None
+                else make(self.model, self.data, self.run, device, display.say, lambda: interrupt.asked)
+            )
+            if dataset is None:
+                raise Stopped(f"stopped before the first step; continue with: {self.resume_command()}")
             validation = Validation(
-                self.model, self.data.test, settings.reporting.validation_images, seed=int(self.model.origin["seed"]),
-                batch=settings.optimisation.batch,
+                self.model, getattr(dataset, "held_out", self.data.test), settings.reporting.validation_images,
+                seed=int(self.model.origin["seed"]), batch=settings.optimisation.batch,
             )  # fmt: skip
             log = Log(self.run / "log.jsonl" if self.run else None, self.step)
             title = f"{self.model.recipe} on {self.data.name}, {self.horizon}"
             reporter = Reporter(self.run, log, validation, display, settings.reporting, title)
-            make = recipes.get(self.model.recipe).dataset
-            dataset = (
-                Dataset(self.data.train.x, self.data.train.label, device)
-                if make is None
-                else make(self.model, self.data, self.run, device, display.say)
-            )
             self._steps(dataset, reporter, display, interrupt)
         if self.run is not None:
             self._save()
             self.sampled.save_weights(self.run)  # also where the run was stopped between its last checkpoint and these
         return self.sampled
 
-    def _steps(self, dataset: Dataset, reporter: Reporter, display: Progress, interrupt: _Interrupt) -> None:
+    def _steps(self, dataset: Rows, reporter: Reporter, display: Progress, interrupt: _Interrupt) -> None:
         settings = self.model.settings
         reports = settings.reporting.reports
         done = self.horizon.progress(self.step, self.clock)
@@ -235,9 +239,12 @@ class _Run:
         for step in steps:
             self.step = step.step
             self.ema.update(step.step)
+            self.averages.update(step.step)
             reporter.log.step(step)
             before, done = done, self.horizon.progress(step.step, self.clock)
             display.step(step, done, self.horizon.remaining(step.step, self.clock))
+            if self.run is not None and self.averages.due(before, done):
+                self.averages.write(self.run, step.step)  # before the checkpoint, which stands for it
             if done >= 1 or int(done * reports) > int(before * reports):
                 began = self.clock.seconds()
                 reporter.report(self.sampled, step, self.horizon, self.clock)
@@ -254,6 +261,8 @@ class _Run:
                 self._save()
                 reporter.plot()
                 raise Stopped(f"stopped at step {self.step} and saved; continue with: {self.resume_command()}")
+        if self.run is not None and self.averages.unwritten(self.run, self.step):
+            self.averages.write(self.run, self.step)  # a horizon in seconds may end with its last report
 
     def resume_command(self) -> str:
         """The command that continues this run."""
@@ -274,6 +283,8 @@ class _Run:
         load_weights(self.model.net, found.model, source)
         load_weights(self.ema.net, found.ema, source)
         self.optimiser.load(found.optimiser)
+        self.averages.load(found.averages)
+        forget_after(self.run, found.step)
         self.step = self.saved = found.step
         self.clock = Clock(found.seconds, found.reserve)
         for step in checkpoints.steps_of(self.run):
@@ -297,6 +308,7 @@ class _Run:
                 model=self.model.net.state_dict(),
                 ema=self.ema.net.state_dict(),
                 optimiser=self.optimiser.tensors(),
+                averages=self.averages.tensors(),
             ),
         )
         self.sampled.save_weights(self.run)

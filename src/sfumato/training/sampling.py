@@ -11,17 +11,18 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 import sfumato
-from sfumato import grids, samplers
+from sfumato import grids, samplers, spec
 from sfumato.core import Cond, Sampler, Time
 from sfumato.errors import Refusal, nearest
-from sfumato.guidance import Mapped, cfg, clip, interval
+from sfumato.guidance import Mapped, autoguidance, cfg, clip, interval
 from sfumato.randomness import Streams
+from sfumato.samplers import auto
 from sfumato.schedules import log_snr
 from sfumato.training.samples import Samples
 
@@ -32,17 +33,22 @@ LARGEST_SEED = 2**63 - 1
 @final
 @dataclass(frozen=True)
 class Plan:
-    """A sampling job that fits its model.  ``label``: one class name per sample, or None."""
+    """A sampling job that fits its model.  ``label``: one class name per sample, or None; ``sampler_name``: as asked
+    for, ``solver``: what it means (they differ for ``auto``); ``weak``: the model that autoguidance steers away from,
+    or None.
+    """
 
     n: int
     label: tuple[str, ...] | None
     guidance: float
     interval: tuple[float, float] | None
     sampler_name: str
+    solver: str
     sampler: Sampler
     grid_name: str
     times: Tensor
     seed: int
+    weak: Any = None
 
     @property
     def steps(self) -> int:
@@ -61,6 +67,7 @@ def plan(
     steps: int | None = None,
     grid: str | None = None,
     seed: int = 0,
+    autoguide: Any = None,
 ) -> Plan:
     """Resolve and check a job for ``model``; raises :class:`Refusal` in one line for anything that does not fit."""
     defaults = model.settings.sampling
@@ -69,24 +76,34 @@ def plan(
     if not 0 <= seed <= LARGEST_SEED - n:
         raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
     count = defaults.sampling_steps if steps is None else steps
-    sampler_name, grid_name = sampler or defaults.sampler, grid or defaults.grid
-    built, times = samplers.get(sampler_name), grids.get(grid_name)(model.process.schedule, count)
     names = _labels(model.classes, label, n)
     dropout = model.settings.optimisation.label_dropout
     if names is None and model.classes and dropout == 0:
         raise Refusal(
             f"this model was trained without label dropout and needs a label: one of {', '.join(model.classes)}"
         )
+    weight = _guidance(model, names, guidance, interval, autoguide)
+    name = sampler or defaults.sampler
+    if name == auto.NAME:
+        if grid is not None:
+            raise Refusal(f"grid={grid}: the sampler 'auto' chooses its own grid; leave the grid out or name a sampler")
+        choice = auto.choose(model.process.schedule, count, weight)
+        solver, spacing = spec.text(choice.sampler, choice.settings), spec.text(choice.grid, choice.grid_settings)
+        count = choice.steps
+    else:
+        solver, spacing = name, grid or defaults.grid
     return Plan(
         n=n,
         label=names,
-        guidance=_guidance(model, names, guidance, interval),
+        guidance=weight,
         interval=interval,
-        sampler_name=sampler_name,
-        sampler=built,
-        grid_name=grid_name,
-        times=times,
+        sampler_name=name,
+        solver=solver,
+        sampler=samplers.build(solver),
+        grid_name=spacing,
+        times=grids.build(spacing)(model.process.schedule, count),
         seed=seed,
+        weak=autoguide,
     )
 
 
@@ -106,9 +123,30 @@ def _labels(classes: tuple[str, ...], label: Any, n: int) -> tuple[str, ...] | N
     return tuple(given[k % len(given)] for k in range(n))
 
 
+def _weak_guidance(model: Any, weak: Any, asked: float | None, between: tuple[float, float] | None) -> float:
+    """The weight of autoguidance; refuses a weak model of something else."""
+    weight = float(model.settings.sampling.guidance if asked is None else asked)
+    if not 0 <= weight < float("inf") or weight == 1:
+        raise Refusal(f"guidance={weight:g}: autoguidance needs 0 or more, and 1 guides nothing; 2 is usual")
+    if between is not None:
+        interval(*between)
+    pairs = [
+        ("images of shape", list(model.data["shape"]), list(weak.data["shape"])),
+        ("classes", list(model.classes), list(weak.classes)),
+        ("units", model.transform, weak.transform),
+        ("process", model.process, weak.process),
+    ]
+    for what, own, other in pairs:
+        if own != other:
+            raise Refusal(f"autoguide: the weak model has {what} {other}, this one {own}; train both alike")
+    return weight
+
+
 def _guidance(
-    model: Any, label: tuple[str, ...] | None, asked: float | None, between: tuple[float, float] | None
+    model: Any, label: tuple[str, ...] | None, asked: float | None, between: tuple[float, float] | None, weak: Any
 ) -> float:
+    if weak is not None:
+        return _weak_guidance(model, weak, asked, between)
     if between is not None:
         interval(*between)  # refuses bad bounds
         if label is None or (model.settings.sampling.guidance if asked is None else asked) == 1:
@@ -131,13 +169,15 @@ def _guidance(
 
 
 class _Counted:
-    """A denoiser that counts its evaluations, and the rows its network saw."""
+    """A denoiser that counts its evaluations, and the rows its network saw, in ``total``, too, where it is given."""
 
-    def __init__(self, denoiser: Any) -> None:
-        self.denoiser, self.calls, self.rows = denoiser, 0, 0
+    def __init__(self, denoiser: Any, total: _Counted | None = None) -> None:
+        self.denoiser, self.calls, self.rows, self.total = denoiser, 0, 0, total
 
     def __call__(self, x_t: Tensor, t: Time, cond: Cond | None = None) -> Any:
         self.calls, self.rows = self.calls + 1, self.rows + len(x_t)
+        if self.total is not None:
+            self.total.rows += len(x_t)
         return self.denoiser(x_t, t, cond)
 
 
@@ -150,7 +190,10 @@ def _guided(model: Any, job: Plan, network: _Counted) -> Any:
     denoiser: Any = network
     if job.guidance != 1:
         when = {} if job.interval is None else {"when": interval(*job.interval)}
-        denoiser = cfg(network, null, job.guidance, **when)
+        if job.weak is None:
+            denoiser = cfg(network, null, job.guidance, **when)
+        else:
+            denoiser = autoguidance(network, _Counted(job.weak.denoiser, network), job.guidance, **when)
     return Mapped(denoiser, clip(*model.transform.limits)) if model.settings.sampling.clip else denoiser
 
 
@@ -178,39 +221,63 @@ def walk(model: Any, job: Plan, first: int, last: int, outer: Any) -> Iterator[T
         yield x
 
 
-def draw(model: Any, job: Plan, *, batch: int = 256) -> Samples:
-    """Carry out a job in batches of ``batch``."""
+class Walked(NamedTuple):
+    """The last states ``x`` of a job in model units, and what they took: evaluations of the denoiser and rows of the
+    network a sample, and seconds in all.
+    """
+
+    x: Tensor
+    nfe: int
+    rows: float
+    seconds: float
+
+
+def carry_out(model: Any, job: Plan, *, batch: int = 256) -> Walked:
+    """Walk a job to its end in batches of ``batch``."""
     if batch < 1:
         raise Refusal(f"batch={batch}: needs at least 1")
     network = _Counted(model.denoiser)
     outer = _Counted(_guided(model, job, network))
-    began, images = time.perf_counter(), []
+    began, ends = time.perf_counter(), []
     with torch.no_grad():
         for first in range(0, job.n, batch):
             x = deque(walk(model, job, first, min(first + batch, job.n), outer), maxlen=1)[0]
-            images.append(model.transform.decode(x).cpu())
+            ends.append(x.cpu())
     seconds = time.perf_counter() - began
     batches = -(-job.n // batch)
-    record = {
+    return Walked(torch.cat(ends), outer.calls // batches, network.rows / job.n, seconds)
+
+
+def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[str, Any]:
+    """What ``samples.json`` says of how samples were made."""
+    return {
         "n": job.n,
         "seeds": [job.seed + k for k in range(job.n)],
         "label": None if job.label is None else list(job.label),
         "sampler": job.sampler_name,
+        "solver": job.solver,
         "grid": job.grid_name,
         "steps": job.steps,
-        "nfe": outer.calls // batches,
-        "network_rows_per_sample": network.rows / job.n,
+        "nfe": walked.nfe,
+        "network_rows_per_sample": walked.rows,
         "guidance": job.guidance,
         "interval": None if job.interval is None else list(job.interval),
+        "autoguide": None if job.weak is None else f"{job.weak.recipe}, {job.weak.weights}",
         "clip": model.settings.sampling.clip,
         "compute": str(model.net.compute_dtype).removeprefix("torch."),
         "batch": batch,
-        "seconds": seconds,
+        "seconds": walked.seconds,
         "recipe": model.recipe,
         "weights": model.weights,
         "version": sfumato.__version__,
     }
-    return Samples(torch.cat(images), job.label, model.classes, record)
+
+
+def draw(model: Any, job: Plan, *, batch: int = 256) -> Samples:
+    """Carry out a job in batches of ``batch``: its samples in the data's units, with their record."""
+    walked = carry_out(model, job, batch=batch)
+    record = sampling_record(model, job, walked, batch)
+    return Samples(model.transform.decode(walked.x), job.label, model.classes, record)
 
 
 def strip(model: Any, job: Plan, columns: int = 10) -> Tensor:

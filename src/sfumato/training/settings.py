@@ -29,7 +29,7 @@ def require(condition: bool, name: str, value: object, need: str) -> None:
 @dataclass(frozen=True)
 class Network:
     """The U-Net: ``channels`` per stage, residual ``blocks`` per stage, ``attention`` per stage, ``patch`` at the
-    ends.
+    ends.  ``energy``: none, or the form of the energy whose gradient is the output (:mod:`sfumato.nets.energy`).
     """
 
     channels: tuple[int, ...] = (64, 128, 128)
@@ -38,6 +38,7 @@ class Network:
     patch: int = 1
     dropout: float = 0.0
     conditional: bool = True
+    energy: str = "none"
 
     def __post_init__(self) -> None:
         require(len(self.channels) > 0 and min(self.channels) > 0, "channels", self.channels, "positive numbers")
@@ -48,6 +49,7 @@ class Network:
         )
         require(self.patch >= 1, "patch", self.patch, "at least 1")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability below 1")
+        choose("energy", self.energy, ("none", "inner", "distance"))
 
 
 @final
@@ -56,11 +58,13 @@ class Optimisation:
     """The optimiser, with warm-up and a decay to zero over the horizon, clipping, and the EMA that is sampled from.
 
     ``optimiser``: adamw, or muon (Muon at ``muon_lr`` on the hidden convolution kernels, AdamW at ``lr`` on the rest);
-    ``warmup``: steps of linear warm-up; ``hold``: share of the horizon before the decay starts; ``decay``: its shape;
-    ``ema``: relative width of the power-function EMA (Karras et al. 2024); ``label_dropout``: share of labels replaced
-    by the null label, which classifier-free guidance needs; ``low_discrepancy``: spread the times of a batch evenly
-    (Kingma et al. 2021, appendix I.1); ``standardise``: train on pixels of mean 0 and standard deviation 0.5 over the
-    training set, else on [-1, 1]; ``precision``: auto, float32 or bfloat16.
+    ``warmup``: steps of linear warm-up; ``hold``: share of the horizon before the decay starts; ``decay``: its shape,
+    cosine, linear, or inverse-sqrt, which is 1 until step ``decay_step`` and then ``(decay_step / step)^(1/2)``;
+    ``ema``: relative width of the power-function EMA (Karras et al. 2024); ``snapshots``: how many pairs of averages to
+    store over the horizon, for averages of any other width afterwards (0: none); ``label_dropout``: share of labels
+    replaced by the null label, which classifier-free guidance needs; ``low_discrepancy``: spread the times of a batch
+    evenly (Kingma et al. 2021, appendix I.1); ``standardise``: train on pixels of mean 0 and standard deviation 0.5
+    over the training set, else on [-1, 1]; ``precision``: auto, float32 or bfloat16.
     """
 
     batch: int = 128
@@ -70,11 +74,13 @@ class Optimisation:
     warmup: int = 100
     hold: float = 0.0
     decay: str = "cosine"
+    decay_step: int = 1000
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.99
     clip_norm: float = 1.0
     ema: float = 0.1
+    snapshots: int = 0
     label_dropout: float = 0.1
     low_discrepancy: bool = True
     standardise: bool = True
@@ -87,12 +93,14 @@ class Optimisation:
         require(self.muon_lr > 0, "muon_lr", self.muon_lr, "a positive number")
         require(self.warmup >= 0, "warmup", self.warmup, "0 or more steps")
         require(0 <= self.hold < 1, "hold", self.hold, "a share of the horizon below 1")
-        choose("decay", self.decay, ("cosine", "linear"))
+        choose("decay", self.decay, ("cosine", "linear", "inverse-sqrt"))
+        require(self.decay_step >= 1, "decay_step", self.decay_step, "at least 1")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         require(0 <= self.beta1 < 1, "beta1", self.beta1, "a number in [0, 1)")
         require(0 <= self.beta2 < 1, "beta2", self.beta2, "a number in [0, 1)")
         require(self.clip_norm > 0, "clip_norm", self.clip_norm, "a positive number")
         require(0 < self.ema < 0.28, "ema", self.ema, "a relative width between 0 and 0.28 (0.1 is usual)")
+        require(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
         require(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "a probability below 1")
         choose("precision", self.precision, ("auto", "float32", "bfloat16"))
 
@@ -111,8 +119,9 @@ class Sampling:
     def __post_init__(self) -> None:
         from sfumato import grids, samplers
 
-        choose("sampler", self.sampler, samplers.names())
-        choose("grid", self.grid, grids.names())
+        if self.sampler != samplers.auto.NAME:
+            samplers.build(self.sampler)  # refuses what is unknown
+        grids.build(self.grid)
         require(self.sampling_steps >= 1, "sampling_steps", self.sampling_steps, "at least 1 step")
         require(self.guidance >= 0, "guidance", self.guidance, "0 or more (1 is plain conditional)")
 

@@ -31,10 +31,16 @@ def _normal_quantile(u: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Uniform:
-    """``t`` uniform on (0, 1] (Liu et al. 2022; the continuous limit of DDPM's uniform step)."""
+    """``t`` uniform on (start, 1] (Liu et al. 2022; the continuous limit of DDPM's uniform step)."""
+
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < 1:
+            raise Refusal(f"start={self.start}: times begin in [0, 1)")
 
     def __call__(self, u: Tensor) -> Tensor:
-        return u.double().clamp(EDGE, 1.0)
+        return (self.start + (1 - self.start) * u.double()).clamp(EDGE, 1.0)
 
 
 @final

@@ -11,7 +11,6 @@ from typing import Any, final
 
 import torch
 
-from sfumato.data.sets import Split
 from sfumato.randomness import Stream
 from sfumato.schedules import log_snr
 from sfumato.training.seeds import mix
@@ -23,13 +22,13 @@ LEVELS = 8
 class Validation:
     """Call it with a model for ``{"loss": mean, "levels": [{"t", "log_snr", "loss"}, ...]}``, highest SNR first."""
 
-    def __init__(self, model: Any, held_out: Split, images: int, *, seed: int, batch: int) -> None:
+    def __init__(self, model: Any, held_out: Any, images: int, *, seed: int, batch: int) -> None:
         self.n = max(LEVELS, min(images, len(held_out)) // LEVELS * LEVELS)
         index = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(mix(seed, "validation")))
         index = index.repeat(-(-self.n // len(index)))[: self.n]  # a tiny test set is seen at several levels
-        self.x = held_out.x[index]
-        self.label = None if held_out.label is None else held_out.label[index]
-        self.eps = Stream(mix(seed, "validation noise")).normal(tuple(self.x.shape))
+        self.rows = {name: rows[index] for name, rows in held_out.tensors().items()}
+        shape = self.rows["x" if "x" in self.rows else "x0"].shape
+        self.eps = Stream(mix(seed, "validation noise")).normal(tuple(shape))
         self.t = model.times((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
         self.batch = batch
 
@@ -39,9 +38,7 @@ class Validation:
         with torch.no_grad():
             for first in range(0, self.n, self.batch):
                 part = slice(first, first + self.batch)
-                rows = {"x": self.x[part].to(model.device)}
-                if self.label is not None:
-                    rows["label"] = self.label[part].to(model.device)
+                rows = {name: tensor[part].to(model.device) for name, tensor in self.rows.items()}
                 losses.append(model.losses_at(rows, times[part], self.eps[part].to(model.device)).cpu().double())
         by_level = torch.cat(losses).reshape(-1, LEVELS).mean(0)
         return {

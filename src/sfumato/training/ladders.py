@@ -1,0 +1,68 @@
+"""Ladders of noise levels chosen by theory: techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv 2006.09011).
+
+The contract: a ladder is ``L`` levels from ``sigma_max`` down to ``sigma_min`` in geometric progression, ``gamma =
+(sigma_max / sigma_min)^(1 / (L - 1))``, climbed down by a few Langevin steps ``x + a score + sqrt(2 a) z`` a level with
+``a = size sigma_i^2``, ``size = eps / sigma_min^2``.  Each function is one rule of the paper for one of these numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sfumato.errors import Refusal
+
+
+def widest_distance(x: Float[Tensor, "n ..."], block: int = 1000) -> float:
+    """The largest Euclidean distance between two rows of ``x``: technique 1's ``sigma_1``."""
+    flat = x.flatten(1).double()
+    return max(float(torch.cdist(part, flat).max()) for part in torch.split(flat, block))
+
+
+def level_ratio(dimension: int, overlap: float = 0.5) -> float:
+    """``gamma = sigma_(i-1) / sigma_i`` of technique 2 (proposition 2): ``Phi(sqrt(2 D)(g - 1) + 3 g) - Phi(sqrt(2 D)(g
+    - 1) - 3 g) = overlap``.  Raises :class:`Refusal` unless ``0 < overlap < .997``.
+    """
+    if dimension < 1 or not 0 < overlap < 0.997:
+        raise Refusal(f"dimension={dimension}, overlap={overlap}: levels need 1 dimension and an overlap in (0, .997)")
+
+    def overlaps(gamma: float) -> float:
+        gap, width = math.sqrt(2 * dimension) * (gamma - 1), 3 * gamma
+        return (math.erf((gap + width) / math.sqrt(2)) - math.erf((gap - width) / math.sqrt(2))) / 2
+
+    low, high = 1.0, 2.0
+    while overlaps(high) > overlap and high < 1e6:
+        high *= 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if overlaps(middle) > overlap else (low, middle)
+    return low
+
+
+def level_count(sigma_max: float, sigma_min: float, dimension: int, overlap: float = 0.5) -> int:
+    """How many geometric levels technique 2 puts between the ends: ``gamma^(L - 1) = sigma_max / sigma_min``."""
+    return 1 + round(math.log(sigma_max / sigma_min) / math.log(level_ratio(dimension, overlap)))
+
+
+def spread(size: float, gamma: float, steps: int) -> float:
+    """``s_T^2 / sigma_i^2`` (proposition 3): the variance that ``steps`` Langevin steps of ``size`` leave of the last
+    level's noise, over this level's.
+    """
+    rest = 2 / (2 - size)
+    return (1 - size) ** (2 * steps) * (gamma**2 - rest) + rest
+
+
+def langevin_size(sigma_max: float, sigma_min: float, levels: int, steps: int) -> float:
+    """``eps / sigma_L^2`` of technique 4: the step at which :func:`spread` is nearest to 1, to 1e-9.
+
+    Times ``sigma_min^2`` it is the published ``eps``.
+    """
+    gamma = (sigma_max / sigma_min) ** (1 / (levels - 1))
+    low, high = 0.0, 1.0
+    while high - low > 1e-9:  # one minimum: the noise left falls in size, the noise added grows
+        a, b = (2 * low + high) / 3, (low + 2 * high) / 3
+        low, high = (low, b) if spread(a, gamma, steps) < spread(b, gamma, steps) else (a, high)
+    return (low + high) / 2

@@ -1,0 +1,104 @@
+"""``benchmarks/recipes.py``: every recipe has its entry, and an interrupted table continues."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import sfumato as sf
+from sfumato import recipes
+from sfumato.training.settings import resolve
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "recipes.py"
+TINY = [
+    "channels=8", "attention=no", "blocks=1", "patch=2", "batch=32", "reports=1", "validation_images=16",
+    "grid_columns=0", "precision=float32",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipes_table", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["recipes_table"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def arguments(home: Path, *more: str) -> list[str]:
+    places = ["--runs", str(home / "runs"), "--results", str(home / "results"), "--page", str(home / "docs" / "t.md")]
+    small = ["--data", "digits", "--minutes", "0.005", "--n", "100", "--images", "2", "--no-longer"]
+    return [*places, *small, *(word for pair in TINY for word in ("--set", pair)), *more]
+
+
+def test_every_recipe_has_an_entry_that_builds(script: ModuleType) -> None:
+    assert set(script.ENTRIES) == set(recipes.names())
+    assert set(script.LONGER) <= set(recipes.names())
+    spec = sf.data.load("mnist").spec()
+    for name in script.ENTRIES:
+        job = script.Job(name, 3.0, False, "mnist", 0, 2000, 128, {})
+        recipe, asked = recipes.get(name), job.settings(Path("runs"))
+        settings = resolve(recipe.defaults, asked)  # a pupil's defaults settle when its teacher is there
+        assert sum(p.numel() for p in recipe.build(settings, spec, {"seed": 0}).net.parameters()) > 1e5
+
+
+def test_teachers_come_before_their_pupils(script: ModuleType) -> None:
+    options = script.parser().parse_args([])
+    jobs = script.jobs_for(["reflow", "ddpm"], options, {})
+    assert [job.recipe for job in jobs][:3] == ["flow", "reflow", "ddpm"]
+    assert jobs[1].settings(Path("r"))["teacher"] == str(Path("r") / "flow")
+
+
+def test_the_table_is_made_interrupted_and_continued(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[str] = []
+    train = script.Bench.train
+
+    def watched(bench: Any, job: Any) -> Any:
+        trained.append(job.name)
+        if trained == ["edm", "flow"]:
+            raise KeyboardInterrupt
+        return train(bench, job)
+
+    monkeypatch.setattr(script.Bench, "train", watched)
+    command = arguments(tmp_path, "--only", "edm,flow")
+    assert script.main(command) == 130
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"edm.json", "edm.png"}
+    assert script.main(command) == 0
+    assert trained == ["edm", "flow", "flow"]
+    capsys.readouterr()
+    assert script.main(command) == 0
+    assert trained == ["edm", "flow", "flow"]
+    assert "2 of 2 are done" in capsys.readouterr().out
+
+    text = (tmp_path / "docs" / "t.md").read_text()
+    result = json.loads((tmp_path / "results" / "flow.json").read_text())
+    row = next(line for line in text.splitlines() if line.startswith("| flow"))
+    frechet = next(r for r in result["records"] if r["name"] == "frechet")
+    assert f"| {frechet['value']:.3g} |" in row
+    assert result["sampling"]["guidance"] == script.GUIDANCE
+    assert result["trained"]["steps"] > 0
+    assert {r["name"] for r in result["likelihood"]} >= {"bits-per-dim"}
+    assert "| real images |" in text
+    assert text.index("| edm") < text.index("| flow")
+    with Image.open(tmp_path / "docs" / "pictures" / "recipes.png") as picture:
+        assert picture.size[1] == 2 * (8 * 2 + 2 + 2)
+
+
+def test_unknown_recipes_and_settings_are_told(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(arguments(tmp_path, "--only", "edn")) == 2
+    assert "unknown recipe 'edn'" in capsys.readouterr().err
+    assert script.main(arguments(tmp_path, "--only", "edm", "--set", "lrr=1")) == 1
+    assert "edm: unknown setting 'lrr'" in capsys.readouterr().err
