@@ -8,7 +8,7 @@ PIP := $(V)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAG
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types bench checks docs mutants clean
+.PHONY: help demo test lint format bench recipes checks docs mutants clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ format: .venv/dev.stamp  ## mend what ruff can mend
 bench: .venv/bench.stamp  ## training and sampling speed against diffusers
 	$(V)/python benchmarks/unet_vs_diffusers.py
 	$(V)/python benchmarks/sampler_overhead.py
+
+recipes: .venv/core.stamp  ## train every recipe on MNIST for the same minutes and write the table (resumes)
+	$(V)/python benchmarks/recipes.py
 
 checks: .venv/dev.stamp  ## the longer studies (tests marked slow)
 	$(V)/python -m pytest -m slow

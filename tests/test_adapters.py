@@ -108,6 +108,17 @@ def test_every_prediction_type_is_one_belief() -> None:
         model_output(levels_kept("EulerDiscreteScheduler", prediction_type="noise"), LIKE, LIKE, 1.0)
 
 
+@pytest.mark.parametrize(("steps", "factor"), [(10, 0.374128), (50, 0.472439), (100, 0.485981)])
+def test_a_pipeline_of_ddim_shrinks_a_gaussian_as_computed(steps: int, factor: float) -> None:
+    """On N(0, 1/4) DDIM with leading times multiplies the noise by a known number."""
+    oracle = sf.oracles.Gaussian([0.0], [0.25])
+    sampler = OwnTimes(levels_kept("DDIMScheduler", clip_sample=False), 1)
+    noise = torch.tensor([[1.0], [-2.0]], dtype=torch.float64)
+    x1 = noise * sf.schedules.at(LINEAR.schedule, 1.0)[1]
+    x = sf.sample(oracle.denoiser(LINEAR), LINEAR, sampler, sf.grids.uniform(LINEAR.schedule, steps), x1)
+    assert float((x / noise - factor).abs().max()) < 2e-6
+
+
 def test_visits_measure_where_a_state_really_ends() -> None:
     seen = visits(levels_kept("DDIMScheduler", clip_sample=False), 10)
     assert len(seen) == 10

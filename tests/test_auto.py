@@ -21,9 +21,7 @@ def process_of(name: str) -> Any:
     return sf.processes.Gaussian(sf.schedules.get(name))
 
 
-def error(oracle: Any, process: Any, sampler: Any, grid: Any) -> float:
-    x1 = process.prior(torch.zeros(64, *oracle.shape, dtype=torch.float64)).draw(sf.Stream(3))
-    truth = oracle.flow(process, x1, 1.0, 0.0)
+def error(oracle: Any, process: Any, sampler: Any, grid: Any, x1: Any, truth: Any) -> float:
     x = sf.sample(oracle.denoiser(process), process, sampler, grid, x1)
     return float((x - truth).norm(dim=1).mean() / truth.norm(dim=1).square().mean().sqrt())
 
@@ -73,17 +71,18 @@ def test_guidance_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("make", [three_modes, unequal])
-@pytest.mark.parametrize("n", [6, 10, 20])
-def test_the_rule_beats_the_usual_choices(make: Any, n: int) -> None:
-    """At most half the error of DPM-Solver++(2M) on each of its usual grids, and of DDIM."""
-    oracle = make()
-    for schedule in ("linear",):
-        process = process_of(schedule)
+def test_the_rule_beats_the_usual_choices(make: Any) -> None:
+    """At most half the error of DPM-Solver++(2M) and of DDIM on each of their usual grids."""
+    oracle, process = make(), process_of("linear")
+    x1 = process.prior(torch.zeros(64, *oracle.shape, dtype=torch.float64)).draw(sf.Stream(3))
+    truth = oracle.flow(process, x1, 1.0, 0.0)
+    for n in (6, 10, 20):
         choice = choose(process.schedule, n)
-        own = error(oracle, process, choice.build(), choice.times())
+        own = error(oracle, process, choice.build(), choice.times(), x1, truth)
         for name, grid in itertools.product(("dpmpp-2m", "ddim"), ("karras", "uniform", "uniform-logsnr")):
-            other = error(oracle, process, sf.samplers.get(name), sf.grids.get(grid)(process.schedule, n))
-            assert own < 0.5 * other, (schedule, name, grid, own, other)
+            times = sf.grids.get(grid)(process.schedule, n)
+            other = error(oracle, process, sf.samplers.get(name), times, x1, truth)
+            assert own < 0.5 * other, (n, name, grid, own, other)
 
 
 @pytest.mark.parametrize(("predictor", "corrector"), [(1, 0), (2, 0), (1, 2), (2, 3)])

@@ -101,10 +101,10 @@ def test_the_default_sampler_returns_the_data(recipe: str) -> None:
     """With the exact score the recipe's own sampler and grid give the mixture back, at its default number of steps."""
     process = parts_of(recipe).denoiser.head.process
     own = sf.recipes.get(recipe).defaults.sampling
-    grid = sf.grids.get(own.grid)(process.schedule, own.sampling_steps)
-    n = 1000
+    grid = sf.grids.build(own.grid)(process.schedule, own.sampling_steps)
+    n = 4000
     x1 = process.prior(torch.zeros(n, 2, dtype=torch.float64)).draw(sf.Stream(3))
-    x = sf.sample(MIXTURE.denoiser(process), process, sf.samplers.get(own.sampler), grid, x1, rng=4)
+    x = sf.sample(MIXTURE.denoiser(process), process, sf.samplers.build(own.sampler), grid, x1, rng=4)
     truth = [MIXTURE.sample(n, seed) for seed in range(10, 16)]
     floor = sum(sf.testing.sliced_w2(a, b) for a, b in zip(truth[0::2], truth[1::2], strict=True)) / 3
     reached = sum(sf.testing.sliced_w2(x, other) for other in truth) / 6

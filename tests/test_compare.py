@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -177,7 +176,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_continues(
 
     def interrupt(k: int) -> None:
         if k == 3:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         jobs = counted(patch, interrupt)

@@ -112,7 +112,7 @@ def karras(
     return _from_log_snr(schedule, -2 * level.log(), from_prior=sigma_max is None)
 
 
-def shifted(schedule: Schedule, n: int, shift: float = 1.2, rho: float = 1.4) -> Grid:
+def shifted(schedule: Schedule, n: int, shift: float = 1.6, rho: float = 1.5) -> Grid:
     """Times of the straight path, ``tau = sigma / (alpha + sigma)``, shifted towards the noise and packed at the data.
 
     ``tau = shift r / (1 + (shift - 1) r)`` (Esser et al. 2024, eq. 23) for ``r`` falling as ``(1 - k/n)^rho`` from the

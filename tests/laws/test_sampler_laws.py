@@ -52,13 +52,16 @@ def product_case() -> tuple[Any, Any, Any]:
 
 #: Finite but far off where a single step spans all noise levels: a trapezoid over sigma/alpha = 2e4, noise of sigma 80.
 FAR = {"heun": 1e6, "ddpm-large": 500.0, "restart": 1e6, "langevin": 500.0}
-FAR |= {"dpm-solver": 1e6, "deis": 1e6, "pndm": 1e6, "dpmpp-3m": 500.0, "unipc": 500.0}
+FAR |= {"dpm-solver": 1e6, "deis": 1e6, "pndm": 1e6, "dpmpp-3m": 500.0, "unipc": 500.0, "adams": 1e4}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_ends_are_finite(name: str, schedule: str) -> None:
-    check_ends(sf.samplers.get(name), process_of(schedule), MIXTURE, LIKE, GRIDS, bound=FAR.get(name, 30.0))
+    sampler, process, bound = sf.samplers.get(name), process_of(schedule), FAR.get(name, 30.0)
+    counts = (1, 3) if name in ADAPTIVE else (1, 2, 3, 5, 10)
+    check_ends(sampler, process, MIXTURE, LIKE, GRIDS, counts, bound)
+    check_ends(sampler, process, MIXTURE, LIKE, ("uniform",), (2, 5, 10, 50) if name in ADAPTIVE else (50,), bound)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "flow", "karras"])

@@ -31,9 +31,14 @@ MODEL = MIXTURE.denoiser(PROCESS)
 TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
 
 
+def as_published(name: str, **settings: Any) -> Any:
+    """A scheduler on DDPM's linear table."""
+    return getattr(diffusers, name)(**TABLE, **settings)
+
+
 def scheduler_of(name: str, steps: int, **settings: Any) -> Any:
     """A scheduler whose tables are float64."""
-    scheduler = getattr(diffusers, name)(**TABLE, **settings)
+    scheduler = as_published(name, **settings)
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
     scheduler.set_timesteps(steps)
@@ -246,7 +251,7 @@ def test_float32_tables_cost_six_digits() -> None:
     exact = sf.sample(
         model, PROCESS, sf.samplers.get("pndm"), sf.grids.leading(LINEAR, 500), torch.ones(1, 1, dtype=torch.float64)
     )
-    scheduler = getattr(diffusers, "PNDMScheduler")(**TABLE, skip_prk_steps=True, set_alpha_to_one=True)
+    scheduler = as_published("PNDMScheduler", skip_prk_steps=True, set_alpha_to_one=True)
     scheduler.set_timesteps(500)
     x = torch.ones(1, 1, dtype=torch.float64)
     for moment in scheduler.timesteps:

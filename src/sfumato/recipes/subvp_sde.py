@@ -35,7 +35,7 @@ class Settings:
     first_time: float = 1e-5
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
-    sampling: Sampling = Sampling(sampler="heun", grid="uniform-logsnr", sampling_steps=20, guidance=1.5)
+    sampling: Sampling = Sampling(sampler="rk45:rtol=0.01:atol=0.01", grid="uniform", sampling_steps=4, guidance=1.5)
     reporting: Reporting = Reporting()
 
     def __post_init__(self) -> None:

@@ -75,6 +75,7 @@ def names() -> list[str]:
 
 
 __all__ = [
+    "Adams",
     "Ancestral",
     "AncestralLarge",
     "Churned",

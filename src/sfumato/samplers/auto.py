@@ -2,7 +2,7 @@
 
 The contract: :func:`choose` is a pure function; what it returns is ordinary (names and settings of a registered sampler
 and grid) and is recorded as such.  With ``n`` evaluations and ``g = max(1, guidance)`` it is always
-:class:`~sfumato.samplers.adams.Adams` on the grid ``shifted`` (shift 1.2, rho 1.4), with the first line that holds:
+:class:`~sfumato.samplers.adams.Adams` on the grid ``shifted`` (shift 1.6, rho 1.5), with the first line that holds:
 
 ===================  ===================================
 where                velocities: predictor, corrector
@@ -86,4 +86,4 @@ def choose(schedule: Schedule, evaluations: int, guidance: float = 1.0) -> Choic
     g = max(1.0, guidance)
     predictor, corrector = next(counts for a, b, counts in STAIRS if evaluations >= a + b * g)
     settings = {"predictor": predictor, "corrector": corrector}
-    return Choice("adams", settings, "shifted", {"shift": 1.2, "rho": 1.4}, evaluations, schedule)
+    return Choice("adams", settings, "shifted", {"shift": 1.6, "rho": 1.5}, evaluations, schedule)

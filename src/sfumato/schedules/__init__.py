@@ -26,10 +26,10 @@ from sfumato.schedules.continuous import (
     Flow,
     Geometric,
     Karras,
+    LogLinear,
     LogSNR,
     Sigmoid,
     SubVP,
-    log_linear,
 )
 from sfumato.schedules.learned import Frozen, Learned, freeze
 from sfumato.schedules.reading import (
@@ -64,7 +64,7 @@ registry.add("flow", Flow)
 registry.add("karras", Karras)
 registry.add("sigmoid", Sigmoid)
 registry.add("polynomial", polynomial)
-registry.add("log-linear", log_linear)
+registry.add("log-linear", LogLinear)
 registry.add("vp", VP)
 registry.add("sub-vp", SubVP)
 registry.add("geometric", Geometric)
@@ -120,7 +120,7 @@ __all__ = [
     "get",
     "levels",
     "linear",
-    "log_linear",
+    "LogLinear",
     "log_snr",
     "names",
     "narrow",

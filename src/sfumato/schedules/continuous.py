@@ -255,19 +255,28 @@ def check_first(first: float) -> None:
 
 @final
 @dataclass(frozen=True)
-class _Line:
-    """``highest + (lowest - highest) u``: hashable, so that a schedule of it is."""
-
-    highest: float
-    lowest: float
-
-    def __call__(self, u: Tensor) -> Tensor:
-        return self.highest + (self.lowest - self.highest) * u
-
-
-def log_linear(highest: float = 13.3, lowest: float = -10.0, first: float = 1e-3) -> LogSNR:
+class LogLinear:
     """The log-SNR falls linearly from ``highest`` to ``lowest``: where the learned schedule of Kingma et al. (2021)
-    starts."""
-    if not lowest < highest:
-        raise Refusal(f"highest={highest}, lowest={lowest}: the log-SNR must fall; give highest > lowest")
-    return LogSNR(_Line(highest, lowest), first)
+    starts.
+
+    Below ``t = first`` a short ramp leads to ``(1, 0)``, see :func:`ramped`.
+    """
+
+    highest: float = 13.3
+    lowest: float = -10.0
+    first: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.lowest < self.highest:
+            raise Refusal(f"highest={self.highest}, lowest={self.lowest}: the log-SNR must fall; give highest > lowest")
+        check_first(self.first)
+
+    def __call__(self, t: Time) -> tuple[Tensor, Tensor]:
+        """``(alpha, sigma)`` at the times ``t``, of its shape."""
+        return ramped(times(t), lambda u: (self.highest - self.lowest) * u - self.highest, self.first)
+
+    def time_at(self, value: Tensor) -> Tensor:
+        """The inverse in closed form: linear in the log-SNR, on the ramp linear in ``-log(alpha^2)``."""
+        line = self.first + (1 - self.first) * ((self.highest - value) / (self.highest - self.lowest)).clamp(max=1)
+        ramp = self.first * torch.exp(-value).log1p() / math.log1p(math.exp(-self.highest))
+        return torch.where(value > self.highest, ramp, line)

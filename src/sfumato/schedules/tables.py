@@ -136,6 +136,13 @@ class ZeroTerminal:
         before = t.detach() * self.steps <= 1
         return torch.where(before, alpha, rescaled), torch.where(before, sigma, torch.sqrt(1 - rescaled**2))
 
+    def time_at(self, value: Tensor) -> Tensor:
+        """The inverse by that of the table: its own below step 1, at the alpha before the rescale from there on."""
+        rescaled = torch.sigmoid(value).sqrt()
+        alpha = self._last + rescaled * (self._first - self._last) / self._first
+        inner = torch.where(rescaled >= self._first, value, 2 * alpha.log() - torch.log1p(-(alpha**2)))
+        return self.base.time_at(inner)
+
     def __repr__(self) -> str:
         return f"ZeroTerminal({self.base!r})"
 

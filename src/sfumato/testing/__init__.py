@@ -9,9 +9,12 @@ naming the law, the numbers and the tolerance when it does not.  The library's o
 ``check_process``      bridge, forward, Markov joint, membership, closed forms, rate, ends;  ``check_elbo``: the entropy
 ``check_denoiser``     the protocol;  ``check_predictions``: one belief, six predictions;  ``check_training``
 ``check_sampler``      recovery, ends, streams, driver;  ``check_order``: measured order is declared order
+``OwnTimes``           a scheduler of diffusers as a sampler, at its own times or, ``GivenTimes``, at ours;
+                       ``diffusers_schedule``: its table as a schedule;  ``visits``: where its states really go
 =====================  ===============================================================================================
 """
 
+from sfumato.testing.adapters import GivenTimes, OwnTimes, diffusers_schedule, visits
 from sfumato.testing.denoisers import check_belief_at_data, check_denoiser, check_predictions, check_training
 from sfumato.testing.laws import check_law, check_pool, check_same_law
 from sfumato.testing.models import MLP, Independent, OracleNet, Parts
@@ -45,9 +48,11 @@ from sfumato.testing.sigma_points import SigmaPoints
 from sfumato.testing.statistics import columns, sliced_w2, slope, z_gap, z_mean
 
 __all__ = [
+    "GivenTimes",
     "MLP",
     "Independent",
     "OracleNet",
+    "OwnTimes",
     "Parts",
     "SigmaPoints",
     "check_belief_at_data",
@@ -78,11 +83,13 @@ __all__ = [
     "check_threads",
     "check_training",
     "columns",
+    "diffusers_schedule",
     "log_snr_grid",
     "measure_order",
     "mode_weights",
     "sliced_w2",
     "slope",
+    "visits",
     "z_gap",
     "z_mean",
 ]

@@ -55,6 +55,11 @@ def _ratio_of_sigma(scheduler: Any, k: int, t: Any) -> float:
     return float(table[k])
 
 
+def _ratio_of_ancestral(scheduler: Any, k: int, t: Any) -> float:
+    """As :func:`_ratio_of_sigma` for the ancestral KDPM2, whose middles are counted one earlier."""
+    return float(scheduler.sigmas[k] if scheduler.state_in_first_order else scheduler.sigmas_interpol[k - 1])
+
+
 def _ratio_of_flow(scheduler: Any, k: int, t: Any) -> float:
     """``u`` where a scheduler with a table of flow times stands: ``t / (1 - t)``."""
     return _divided(float(scheduler.sigmas[k]))
@@ -81,7 +86,7 @@ def _ratio_of_angle(scheduler: Any, k: int, t: Any) -> float:
 class Kind:
     """How a family of schedulers reads its times and scales its states.
 
-    ``table``: it steps over table times.  ``flow``: the sign of the velocity ``eps - x0`` that it is given.
+    ``table``: its levels cannot be written over.  ``flow``: the sign of the velocity ``eps - x0`` that it is given.
     """
 
     ratio: Callable[[Any, int, Any], float]
@@ -115,7 +120,7 @@ KINDS: dict[str, Kind] = {
     "EulerAncestralDiscreteScheduler": _VE,
     "HeunDiscreteScheduler": _VE,
     "KDPM2DiscreteScheduler": _VE,
-    "KDPM2AncestralDiscreteScheduler": _VE,
+    "KDPM2AncestralDiscreteScheduler": Kind(_ratio_of_ancestral, _exploding, table=True),
     "LMSDiscreteScheduler": _VE,
     "EDMEulerScheduler": _VE,
     "EDMDPMSolverMultistepScheduler": _VE,
@@ -124,7 +129,7 @@ KINDS: dict[str, Kind] = {
     "FlowMatchHeunDiscreteScheduler": _FLOW,
     "FlowMatchLCMScheduler": _FLOW,
     "LTXEulerAncestralRFScheduler": _FLOW,
-    "MiniMaxH3Scheduler": Kind(_ratio_of_flow, _straight, flow=-1.0),  # towards the data
+    "MiniMaxH3Scheduler": Kind(_ratio_of_flow, _straight, table=True, flow=-1.0),
 }
 
 

@@ -231,7 +231,7 @@ class _Run:
         settings = self.model.settings
         reports = settings.reporting.reports
         done = self.horizon.progress(self.step, self.clock)
-        last_save = self.clock.seconds()
+        last_save, drawn = self.clock.seconds(), False
         steps = train_steps(
             self.model, dataset, {"net": self.optimiser}, self.horizon, batch=settings.optimisation.batch,
             seed=int(self.model.origin["seed"]), start=self.step, clock=self.clock,
@@ -251,6 +251,7 @@ class _Run:
                 self._save()  # before the pictures: a full disk costs pictures, not weights
                 reporter.pictures(self.sampled, step, done >= 1)
                 last_save = self.clock.seconds()
+                drawn = done >= 1
                 self.clock.reserve = max(self.clock.reserve, RESERVE * (last_save - began))
                 done = max(done, self.horizon.progress(step.step, self.clock))
             elif self.clock.seconds() - last_save > settings.reporting.checkpoint_seconds:
@@ -261,8 +262,11 @@ class _Run:
                 self._save()
                 reporter.plot()
                 raise Stopped(f"stopped at step {self.step} and saved; continue with: {self.resume_command()}")
+        # a horizon in seconds may end with a report that was not meant to be the last
+        if not drawn:
+            reporter.plot()
         if self.run is not None and self.averages.unwritten(self.run, self.step):
-            self.averages.write(self.run, self.step)  # a horizon in seconds may end with its last report
+            self.averages.write(self.run, self.step)
 
     def resume_command(self) -> str:
         """The command that continues this run."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
 
 import torch
@@ -26,6 +26,8 @@ from sfumato.samplers import auto
 from sfumato.schedules import log_snr
 from sfumato.training.samples import Samples
 
+#: The grid that is measured on the model itself, and on how many trajectories.
+OPTIMISED, MEASURED = "optimised", 32
 #: Seeds are 64-bit numbers.
 LARGEST_SEED = 2**63 - 1
 
@@ -92,7 +94,8 @@ def plan(
         count = choice.steps
     else:
         solver, spacing = name, grid or defaults.grid
-    return Plan(
+    measured = spacing == OPTIMISED
+    job = Plan(
         n=n,
         label=names,
         guidance=weight,
@@ -101,10 +104,20 @@ def plan(
         solver=solver,
         sampler=samplers.build(solver),
         grid_name=spacing,
-        times=grids.build(spacing)(model.process.schedule, count),
+        times=grids.build(defaults.grid if measured else spacing)(model.process.schedule, count),
         seed=seed,
         weak=autoguide,
     )
+    return replace(job, times=_optimised(model, job)(model.process.schedule, count)) if measured else job
+
+
+def _optimised(model: Any, job: Plan) -> grids.Equidistributed:
+    """The grid that suits this job's own model, guidance and order, measured on a few of its trajectories."""
+    names = None if job.label is None else tuple(job.label[k % job.n] for k in range(MEASURED))
+    start = torch.zeros((MEASURED, *model.data["shape"]), device=model.device)
+    denoiser = _guided(model, job, _Counted(model.denoiser))
+    cond, order = _condition(model, names, MEASURED), min(job.sampler.order or 1, 2)
+    return grids.measure(denoiser, model.process, start, Streams(range(MEASURED)), cond=cond, order=order)
 
 
 def _labels(classes: tuple[str, ...], label: Any, n: int) -> tuple[str, ...] | None:
@@ -197,16 +210,20 @@ def _guided(model: Any, job: Plan, network: _Counted) -> Any:
     return Mapped(denoiser, clip(*model.transform.limits)) if model.settings.sampling.clip else denoiser
 
 
+def _condition(model: Any, names: tuple[str, ...] | None, n: int) -> dict[str, Tensor] | None:
+    """The condition of ``n`` samples of these classes; without names the null label, without classes none."""
+    if not model.classes:
+        return None
+    index = [len(model.classes)] * n if names is None else [model.classes.index(name) for name in names]
+    return {"label": torch.tensor(index, dtype=torch.int64, device=model.device)}
+
+
 def walk(model: Any, job: Plan, first: int, last: int, outer: Any) -> Iterator[Tensor]:
     """The states of samples ``first..last-1`` at every time of the job, in model units; grad-neutral."""
     device = model.device
     c, h, w = model.data["shape"]
     rng = Streams(job.seed + k for k in range(first, last))
-    cond = None
-    if model.classes:
-        names = (None,) * (last - first) if job.label is None else job.label[first:last]
-        index = [len(model.classes) if name is None else model.classes.index(name) for name in names]
-        cond = {"label": torch.tensor(index, dtype=torch.int64, device=device)}
+    cond = _condition(model, None if job.label is None else job.label[first:last], last - first)
     # a grid that begins below t = 1 (leading) begins with that level's noise
     x1 = model.process.marginal(torch.zeros((last - first, c, h, w), device=device), float(job.times[0])).draw(rng)
     states = samplers.trajectory(outer, model.process, job.sampler, job.times, x1, cond=cond, rng=rng)

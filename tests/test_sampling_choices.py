@@ -1,0 +1,56 @@
+"""What a model chooses for itself: the sampler ``auto`` and the grid ``optimised``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sfumato as sf
+from sfumato import spec
+from sfumato.training.sampling import plan
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    tiny = {"channels": (8, 16), "blocks": 1, "attention": (False, False)}
+    return sf.train("flow", sf.data.load("digits"), steps=20, quiet=True, **tiny)
+
+
+@pytest.mark.parametrize(("steps", "guidance"), [(4, 1.0), (10, 1.0), (10, 3.0), (20, 1.0)])
+def test_auto_is_its_rule(model: Any, steps: int, guidance: float) -> None:
+    choice = sf.samplers.auto.choose(model.process.schedule, steps, guidance)
+    record = model.sample(4, label="7", sampler="auto", steps=steps, guidance=guidance).record
+    assert (record["sampler"], record["nfe"], record["steps"]) == ("auto", steps, choice.steps)
+    assert record["solver"] == spec.text(choice.sampler, choice.settings)
+    assert record["grid"] == spec.text(choice.grid, choice.grid_settings)
+    named = model.sample(
+        4, label="7", sampler=record["solver"], grid=record["grid"], steps=choice.steps, guidance=guidance
+    )
+    assert torch.equal(named.x, model.sample(4, label="7", sampler="auto", steps=steps, guidance=guidance).x)
+
+
+def test_auto_refuses_a_grid(model: Any) -> None:
+    with pytest.raises(sf.Refusal, match="'auto' chooses its own grid"):
+        plan(model, 4, sampler="auto", grid="uniform")
+
+
+def test_the_optimised_grid_is_measured_on_the_job(model: Any) -> None:
+    free, guided = (plan(model, 4, "7", grid="optimised", sampler="dpmpp-2m", steps=8, guidance=w) for w in (1.0, 4.0))
+    for job in (free, guided):
+        assert job.steps == 8
+        assert float(job.times[0]) == 1.0
+        assert float(job.times[-1]) == 0.0
+        assert bool((job.times.diff() < 0).all())
+    assert not torch.equal(free.times, guided.times)
+    again = plan(model, 4, "7", grid="optimised", sampler="dpmpp-2m", steps=8, guidance=1.0)
+    assert torch.equal(free.times, again.times)
+    first = plan(model, 4, "7", grid="optimised", sampler="ddim", steps=8, guidance=1.0)
+    assert not torch.equal(free.times, first.times)
+    assert model.sample(2, grid="optimised", sampler="dpmpp-2m", steps=3).record["grid"] == "optimised"
+
+
+def test_the_optimised_grid_belongs_to_a_model() -> None:
+    with pytest.raises(sf.Refusal, match="unknown grid 'optimised'"):
+        sf.grids.get("optimised")
