@@ -130,7 +130,13 @@ OUR_SOLVERS = (
 
 OUR_GRIDS = (
     *("uniform", "quadratic", "trailing", "uniform-logsnr", "karras", "karras:sigma_min=0.01", "karras:sigma_min=0.03"),
-    *("karras:sigma_min=0.1", "shifted", "shifted:shift=1:rho=1.3", "shifted:shift=2:rho=1.6"),
+    *(
+        "karras:sigma_min=0.1",
+        "shifted",
+        "shifted:shift=0.8:rho=1",
+        "shifted:shift=1:rho=1.3",
+        "shifted:shift=2:rho=1.6",
+    ),
 )
 
 

@@ -139,3 +139,37 @@ def test_refusals(digits: sf.data.Data, teacher: Path, straight: Path, tmp_path:
     with pytest.raises(Refusal, match="does not fit"):
         start(teacher=str(teacher), channels=(16,))
     assert not (tmp_path / "run").exists()  # all of it before anything is written
+
+
+def test_a_run_stopped_before_its_first_step_begins_again_from_its_teacher(
+    digits: sf.data.Data, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfumato.training import run as running
+
+    class Killed(Exception):
+        pass
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    known = {"steps": 1, "out": tmp_path / "run", "quiet": True, "teacher": str(teacher), "pairs": 40, "lr": 1e-9} | OWN
+    with monkeypatch.context() as patch:
+        patch.setattr(running._Run, "go", killed)
+        with pytest.raises(Killed):
+            sf.train("reflow", digits, **known)
+    resumed = sf.train("reflow", digits, resume=True, **known)
+    weights = sf.load(teacher, device="cpu").net.state_dict()
+    assert all(torch.allclose(value, weights[name], atol=1e-6) for name, value in resumed.net.state_dict().items())
+
+
+def test_a_distilled_flow_is_used_for_its_one_step(digits: sf.data.Data, straight: Path, tmp_path: Path) -> None:
+    one = sf.train(
+        "reflow", digits, steps=1, out=tmp_path / "one", quiet=True, teacher=str(straight), stage="distill", pairs=40,
+        **OWN,
+    )  # fmt: skip
+    assert one.sample(2, label="7").record["nfe"] == 1
+    for asked in ({"steps": 4}, {"sampler": "heun", "steps": 1}, {"sampler": "auto", "steps": 1}):
+        with pytest.raises(Refusal, match="distilled to one step"):
+            one.sample(2, label="7", **asked)
+    with pytest.raises(Refusal, match="has no density; measure its teacher"):
+        sf.likelihood.evaluate(one, digits, 4)

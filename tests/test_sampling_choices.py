@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,3 +55,22 @@ def test_the_optimised_grid_is_measured_on_the_job(model: Any) -> None:
 def test_the_optimised_grid_belongs_to_a_model() -> None:
     with pytest.raises(sf.Refusal, match="unknown grid 'optimised'"):
         sf.grids.get("optimised")
+
+
+def test_the_optimised_grid_does_not_depend_on_the_batch(model: Any) -> None:
+    few, many = (plan(model, n, label, grid="optimised", steps=6) for n, label in ((1, "7"), (5, ["1", "2"])))
+    assert torch.equal(few.times, many.times)
+    assert model.sample(1, label="7", grid="optimised", steps=6).record["times"] == few.times.tolist()
+
+
+def test_without_label_dropout_labels_are_plain(tmp_path: Path) -> None:
+    tiny = {"channels": (8, 16), "blocks": 1, "attention": (False, False), "label_dropout": 0.0, "grid_columns": 1}
+    plain = sf.train("flow", sf.data.load("digits"), steps=3, out=tmp_path / "run", quiet=True, **tiny)
+    assert plain.sample(2, label="7").record["guidance"] == 1.0
+    with pytest.raises(sf.Refusal, match="guidance=2 needs a model trained with label dropout"):
+        plain.sample(2, label="7", guidance=2.0)
+
+
+def test_rk45_refuses_an_interval(model: Any) -> None:
+    with pytest.raises(sf.Refusal, match="rk45 takes its samples to different times"):
+        plan(model, 2, "7", sampler="rk45", guidance=2.0, interval=(0.2, 0.8))

@@ -63,7 +63,8 @@ _NAMES = {
 __all__ = [
     "Diffusion", "Refusal", "Stream", "Streams", "compare", "compare_with_ode", "comparison", "data", "denoisers",
     "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics", "nets", "oracles", "processes",
-    "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing", "train", "training", "trajectory",
+    "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing", "train", "training",
+    "trajectory",
 ]  # fmt: skip
 
 

@@ -104,6 +104,8 @@ def karras(
     _check(n)
     highest = math.exp(-log_snr(schedule, 1.0) / 2)
     top = min(80.0, highest) if sigma_max is None else sigma_max
+    if not rho > 0:
+        raise Refusal(f"rho={rho}: the spacing needs a positive number (7 is usual)")
     if not 0 < sigma_min < top:
         raise Refusal(f"sigma_min={sigma_min}, sigma_max={top}: a grid needs 0 < sigma_min < sigma_max")
     if top > highest * (1 + 1e-9):

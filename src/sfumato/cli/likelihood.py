@@ -9,6 +9,8 @@ from typing import Any
 
 #: How many test images are measured unless told otherwise.
 IMAGES = 128
+#: Traces keep the network's activations: at most so many images at a time, whatever ``--batch`` says.
+MOST_AT_ONCE = 64
 
 
 def likelihood_run(
@@ -32,7 +34,9 @@ def likelihood_run(
     loaded = data.load(read_config(run)["data"]["name"])
     model = load(run, weights="raw" if raw else "ema", ema=ema, device=device)
     count = min(IMAGES, len(loaded.test)) if n is None else n
-    records = likelihood.evaluate(model, loaded, count, seed=seed, batch=min(batch, 64))
+    if batch < 1:
+        raise Refusal(f"batch={batch}: needs at least 1")
+    records = likelihood.evaluate(model, loaded, count, seed=seed, batch=min(batch, MOST_AT_ONCE))
     with (run / "metrics.jsonl").open("a") as file:
         file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
     print(likelihood.table(records))

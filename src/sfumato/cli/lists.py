@@ -52,7 +52,7 @@ def _samplers() -> list[Row]:
         kind = "draws noise" if built.order is None else f"order {built.order}"
         rows.append((name, kind, f"{built.evaluations} a step", summary(builder), settings(builder)))
     rule = "Solver and grid by one rule of steps, schedule and guidance (sfumato.samplers.auto)."
-    rows.append((samplers.auto.NAME, "order 1 to 4", "1 a step", rule, ""))
+    rows.append((samplers.auto.NAME, "order 1 to 3", "1 a step", rule, ""))
     return rows
 
 

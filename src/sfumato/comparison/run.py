@@ -7,6 +7,7 @@ at once, and asking again with the same settings continues.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import time
@@ -276,9 +277,10 @@ def _carry_out(
     try:
         began, spent = time.perf_counter(), 0.0
         total = sum(map(_cost, waiting))
-        if waiting:  # one untimed step of one batch
+        if waiting:  # one untimed step of one batch; what it refuses, its cell will say
             first = waiting[0]
-            carry_out(model, replace(first, n=min(batch, first.n), times=first.times[[0, -1]]), batch=batch)
+            with contextlib.suppress(Refusal):
+                carry_out(model, replace(first, n=min(batch, first.n), times=first.times[[0, -1]]), batch=batch)
         for done, job in enumerate(waiting, 1):
             cell = cells[_key(job)] = _cell(model, job, measured, batch)
             spent += _cost(job)

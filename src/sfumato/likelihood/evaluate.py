@@ -43,6 +43,7 @@ from sfumato.randomness import Streams
 from sfumato.schedules import at
 from sfumato.training.seeds import mix
 from sfumato.training.times import Steps
+from sfumato.training.velocity import AtOne
 
 #: The share of training times below which a level counts as never trained.
 RARE = 5e-4
@@ -105,6 +106,8 @@ def measure(
     class-conditional model.  Networks compute in float32 here, whatever they were trained in: rounding to bfloat16
     would be integrated along.
     """
+    if isinstance(model.times, AtOne):
+        raise Refusal("this model was distilled to one step and has no density; measure its teacher")
     net = copy.deepcopy(model.net)
     net.compute_dtype = torch.float32
     denoiser = model.with_net(net.eval().requires_grad_(False), model.weights).denoiser

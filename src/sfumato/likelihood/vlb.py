@@ -90,6 +90,11 @@ def _spread(n: int, draws: int, rng: Any) -> Tensor:
     return nats
 
 
+def _require_draws(draws: int | None) -> None:
+    if draws is not None and draws < 1:
+        raise Refusal(f"draws={draws}: an estimate of the bound needs at least 1")
+
+
 def grid_bound(
     denoiser: Denoiser[Any],
     process: Any,
@@ -106,6 +111,7 @@ def grid_bound(
     for a bad grid and for data off the levels.
     """
     _require_bound(process)
+    _require_draws(draws)
     times, rng = torch.tensor(validate(grid), dtype=torch.float64), as_rng(rng)
     if float(times[-1]) != 0:
         raise Refusal(f"the grid ends at t={float(times[-1]):g}: a bound on the data needs a grid that ends in 0")
@@ -141,6 +147,7 @@ def continuous_bound(
     Raises :class:`Refusal` for a ``noise`` beyond the schedule's, and for data off the levels.
     """
     _require_bound(process)
+    _require_draws(draws)
     rng, b = as_rng(rng), len(x0)
     end = level(process.schedule, 1.0)
     start = level_of(levels.width / 12**0.5 if noise is None else noise)

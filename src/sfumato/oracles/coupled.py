@@ -54,7 +54,7 @@ class CoupledGaussian:
 
     def __init__(self, mean0: Any, var0: Any, mean1: Any = 0.0, var1: Any = 1.0, cross: Any = 0.0) -> None:
         given = [float64(value) for value in (mean0, var0, mean1, var1, cross)]
-        shape = torch.broadcast_tensors(torch.zeros(1), *given)[0].shape
+        shape = sum(given, torch.zeros(1, dtype=torch.float64)).shape  # all broadcast together
         fields = [value.expand(shape) for value in given]
         for name, value in zip(("mean0", "var0", "mean1", "var1", "cross"), fields, strict=True):
             object.__setattr__(self, name, value)

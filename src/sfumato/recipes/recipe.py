@@ -84,8 +84,8 @@ class Recipe:
                 dropout=chosen.dropout,
             )
             if chosen.energy != "none":
-                need = f"one output a channel; recipe {self.name!r} learns a variance, too"
-                require(self.outputs == 1, "energy", chosen.energy, need)
+                need = f"as many outputs as inputs, which recipe {self.name!r} has not; use another, or energy=none"
+                require(self.inputs == self.outputs == 1, "energy", chosen.energy, need)
                 net = nets.Energy(net, chosen.energy)
             net.compute_dtype = _PRECISIONS[settings.optimisation.precision]
             net = self.wrap(settings, net)

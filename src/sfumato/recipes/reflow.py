@@ -72,7 +72,8 @@ def settle(given: Mapping[str, Any]) -> Settings:
         defaults, optimisation=replace(defaults.optimisation, standardise=taught.optimisation.standardise)
     )
     if given.get("stage") == "distill":
-        return replace(defaults, stage="distill", sampling=replace(defaults.sampling, sampling_steps=1))
+        one = replace(defaults.sampling, sampling_steps=1)
+        return replace(defaults, stage="distill", sampling=one, reporting=replace(defaults.reporting, grid_steps=1))
     return defaults
 
 

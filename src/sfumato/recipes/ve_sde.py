@@ -7,7 +7,7 @@ Differential Equations", https://arxiv.org/abs/2011.13456.
   C), whose transition (eq. 29) is ``alpha = 1`` and variance ``sigma(t)^2 - sigma(0)^2``: schedule ``geometric``;
 * loss, eq. 7 with ``lambda(t) = sigma^2`` at ``t`` uniform on [1e-5, 1]; ``sigma_max`` near the largest distance
   between two data (technique 1 of Song and Ermon 2020);
-* sampling: reverse diffusion with a Langevin corrector after every step (algorithms 2 and 4): ``pc``.
+* sampling: a Langevin corrector, then an ancestral step (eq. 47), at every level (algorithm 1): ``pc``.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from sfumato.core import RNG, Carry, Law, Process
 from sfumato.errors import Refusal
 from sfumato.samplers.ancestral import require_path
 from sfumato.samplers.history import require_choice
+from sfumato.samplers.ode import exact_step
 from sfumato.samplers.polynomials import combine, mean_weights
 from sfumato.schedules import at
 
@@ -60,8 +61,10 @@ class Adams:
 
     @property
     def order(self) -> int | None:
-        """The corrector's where there is one (at most one above the predictor's), else the predictor's."""
-        return self.corrector or self.predictor
+        """The corrector's where there is one, at most 3, else the predictor's, at most 2: the first step, of first
+        order, holds more velocities back (with one they pay on few steps, where orders are not reached).
+        """
+        return min(self.corrector, 3) if self.corrector else min(self.predictor, 2)
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
         """Refuses a process without (alpha, sigma); the history is empty."""
@@ -80,6 +83,8 @@ class Adams:
         """The update for a belief already formed."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = at(process.schedule, t), at(process.schedule, s)
         tau, end = sigma_t / (alpha_t + sigma_t), sigma_s / (alpha_s + sigma_s)
+        if tau == 0:  # upwards from the data, where the noise has no value yet
+            return exact_step(process, x, q.point(), t, s), None
         z = x / (alpha_t + sigma_t)
         velocity = (z - q.point()) / tau
         past: Moved = Moved((), (), z) if carry is None else carry

@@ -96,6 +96,8 @@ class RK45:
             off = against(span * share, y) * sum(w * k for w, k in zip(_ERROR, stages, strict=True))
             scale = self.atol + self.rtol * torch.maximum(y.abs(), trial.abs())
             error = (off / scale).flatten(1).square().mean(1).sqrt()
+            if not bool(torch.isfinite(error).all()):
+                raise Refusal(f"rk45: the state is not finite between t={t:g} and {s:g}; use less guidance, or clip")
             kept = error <= 1
             mask = kept.reshape(-1, *[1] * (y.ndim - 1))
             y, first = torch.where(mask, trial, y), torch.where(mask, stages[-1], first)

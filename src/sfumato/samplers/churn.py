@@ -17,9 +17,12 @@ from torch import Tensor
 from sfumato.core import RNG, Carry, Process, Sampler
 from sfumato.errors import Refusal
 from sfumato.laws import Normal
-from sfumato.samplers.ancestral import require_gaussian, require_rng
-from sfumato.samplers.ode import Heun
+from sfumato.samplers.ancestral import DDIM, Ancestral, require_gaussian, require_rng
+from sfumato.samplers.ode import Euler, Heun
 from sfumato.schedules import log_snr, time_at
+
+#: The solvers that remember nothing between two steps.
+MEMORYLESS = (Euler, Heun, DDIM, Ancestral)
 
 
 @final
@@ -56,8 +59,9 @@ class Churned:
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
         """The raised time of every step that has one; refuses processes but Gaussian ones, and inner history."""
         require_gaussian(process, self)
-        if self.inner.start(model, process, grid) is not None:
+        if not isinstance(self.inner, MEMORYLESS):
             raise Refusal(f"{type(self.inner).__name__} keeps a history, which churn would falsify; use Euler or Heun")
+        self.inner.start(model, process, grid)
         schedule: Any = process.schedule  # type: ignore[attr-defined]
         gamma = min(self.churn / (len(grid) - 1), math.sqrt(2) - 1)
         raised: dict[float, float] = {}

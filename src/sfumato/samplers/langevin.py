@@ -137,7 +137,8 @@ class PredictorCorrector:
         return self.predictor.evaluations + self.corrections
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Refuses any process but a Gaussian one; the carry is the predictor's."""
+        """Refuses any process but a Gaussian one; the carry is the predictor's first one, and stays that: a history
+        would belong to the states before their correction, so a multistep predictor begins anew at every step."""
         require_gaussian(process, self)
         return self.predictor.start(model, process, grid)
 
@@ -148,7 +149,7 @@ class PredictorCorrector:
         source = require_rng(rng, self)
         for _ in range(self.corrections):
             x = self.correct(model, process, x, t, source)
-        return self.predictor.step(model, process, x, t, s, carry, source)
+        return self.predictor.step(model, process, x, t, s, carry, source)[0], carry
 
     def correct(self, model: Any, process: Any, x: Tensor, t: float, rng: RNG) -> Tensor:
         """One Langevin step at ``t``: it leaves ``p_t`` as it is, up to its step size."""

@@ -28,11 +28,14 @@ RHO = 7.0
 
 
 class Leg(NamedTuple):
-    """Where the walk is: the solver's carry, the times of the restart interval, the solver's carry at its top."""
+    """Where the walk is: the solver's carry, the times of the restart interval, the solver's carries that begin at its
+    top and at its end.
+    """
 
     carry: Any
     times: list[float]
     fresh: Any
+    rest: Any
 
 
 @final
@@ -81,7 +84,9 @@ class Restart:
         near = [t for t in grid if abs(log_snr(schedule, t) + 2 * math.log(self.low)) < SAME]
         times[-1] = near[0] if near else times[-1]
         whole = sorted({*grid, times[-1]}, reverse=True)
-        return Leg(self.inner.start(model, process, whole), times, self.inner.start(model, process, times))
+        rest = [t for t in whole if t <= times[-1]]
+        carries = [self.inner.start(model, process, part) if len(part) > 1 else None for part in (whole, times, rest)]
+        return Leg(carries[0], times, *carries[1:])
 
     def step(
         self, model: Any, process: Any, x: Tensor, t: float, s: float, carry: Carry, rng: RNG | None
@@ -98,6 +103,7 @@ class Restart:
             x, inner = process.forward(x, low, leg.times[0]).draw(source), leg.fresh
             for a, b in pairwise(leg.times):
                 x, inner = self.inner.step(model, process, x, a, b, inner, source)
+        inner = leg.rest  # histories end at the interval's end
         if s < low:
             x, inner = self.inner.step(model, process, x, low, s, inner, source)
         return x, leg._replace(carry=inner)

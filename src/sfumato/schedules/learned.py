@@ -134,6 +134,17 @@ class Frozen:
         """``(alpha, sigma)`` at the times ``t``, of its shape."""
         return ramped(times(t), self.gamma, self.first)
 
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Frozen)
+            and self.first == other.first
+            and torch.equal(self._gamma, other._gamma)
+            and torch.equal(self._slope, other._slope)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.first, len(self._gamma), float(self._gamma[0]), float(self._gamma[-1])))
+
     def __repr__(self) -> str:
         return f"Frozen(gamma from {float(self._gamma[0]):.4g} to {float(self._gamma[-1]):.4g})"
 

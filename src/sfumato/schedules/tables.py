@@ -65,6 +65,12 @@ class Table:
         lower, upper = exponent[left], exponent[left + 1]
         return (left + (height - lower) / (upper - lower)) / self.steps
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and torch.equal(self._exponent, other._exponent)
+
+    def __hash__(self) -> int:
+        return hash((self.steps, float(self._exponent[-1]), float(self._exponent[self.steps // 2])))
+
     def __repr__(self) -> str:
         return f"Table({self.name!r}, steps={self.steps})"
 
@@ -143,6 +149,12 @@ class ZeroTerminal:
         inner = torch.where(rescaled >= self._first, value, 2 * alpha.log() - torch.log1p(-(alpha**2)))
         return self.base.time_at(inner)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ZeroTerminal) and self.base == other.base
+
+    def __hash__(self) -> int:
+        return hash(("zero-terminal", self.base))
+
     def __repr__(self) -> str:
         return f"ZeroTerminal({self.base!r})"
 
@@ -185,13 +197,18 @@ class Levels:
 
     def time_at(self, value: Tensor) -> Tensor:
         """The inverse in closed form."""
+        levels = self._levels.to(value.device)
         sigma = torch.exp(-value / 2).clamp(max=self.sigmas[-1])
-        index = torch.searchsorted(self._levels, sigma).clamp(1, max(self.steps - 1, 1))
-        lower, upper = self._levels[index - 1], self._levels[index.clamp(max=self.steps - 1)]
+        index = torch.searchsorted(levels, sigma).clamp(1, max(self.steps - 1, 1))
+        lower, upper = levels[index - 1], levels[index.clamp(max=self.steps - 1)]
         position = torch.where(upper > lower, index + (sigma / lower).log() / (upper / lower).log(), index.double())
-        return (
-            torch.where(sigma <= self._levels[0], sigma / self._levels[0], position).clamp(0, self.steps) / self.steps
-        )
+        return torch.where(sigma <= levels[0], sigma / levels[0], position).clamp(0, self.steps) / self.steps
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Levels) and torch.equal(self._levels, other._levels)
+
+    def __hash__(self) -> int:
+        return hash(("levels", self.steps, float(self._levels[0]), float(self._levels[-1])))
 
     def __repr__(self) -> str:
         return f"Levels({self.steps} from {self.sigmas[0]:g} to {self.sigmas[-1]:g})"

@@ -137,6 +137,8 @@ def _resumed(
             raise Refusal(
                 f"{run} was trained with {what} {_show(then)}, not {_show(now)}; leave it out or give another --out"
             )
+    if chosen.begin is not None and not checkpoints.steps_of(run):
+        chosen.begin(model)  # stopped before its first checkpoint: it begins again
     return model, horizon
 
 

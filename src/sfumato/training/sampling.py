@@ -25,6 +25,7 @@ from sfumato.randomness import Streams
 from sfumato.samplers import auto
 from sfumato.schedules import log_snr
 from sfumato.training.samples import Samples
+from sfumato.training.velocity import AtOne
 
 #: The grid that is measured on the model itself, and on how many trajectories.
 OPTIMISED, MEASURED = "optimised", 32
@@ -94,6 +95,12 @@ def plan(
         count = choice.steps
     else:
         solver, spacing = name, grid or defaults.grid
+    if isinstance(model.times, AtOne) and (solver, count) != ("euler", 1):
+        raise Refusal(
+            f"sampler={solver}, steps={count}: this model was distilled to one step from t=1; use euler and 1 step"
+        )
+    if interval is not None and isinstance(samplers.build(solver), samplers.RK45):
+        raise Refusal(f"interval={interval}: rk45 takes its samples to different times; use a solver on the grid")
     measured = spacing == OPTIMISED
     job = Plan(
         n=n,
@@ -113,7 +120,8 @@ def plan(
 
 def _optimised(model: Any, job: Plan) -> grids.Equidistributed:
     """The grid that suits this job's own model, guidance and order, measured on a few of its trajectories."""
-    names = None if job.label is None else tuple(job.label[k % job.n] for k in range(MEASURED))
+    # every class in turn, whatever was asked for: the times of a sample must not depend on the others
+    names = None if job.label is None else tuple(model.classes[k % len(model.classes)] for k in range(MEASURED))
     start = torch.zeros((MEASURED, *model.data["shape"]), device=model.device)
     denoiser = _guided(model, job, _Counted(model.denoiser))
     cond, order = _condition(model, names, MEASURED), min(job.sampler.order or 1, 2)
@@ -171,10 +179,12 @@ def _guidance(
             need = "give a label" if model.classes else "this model was trained without classes"
             raise Refusal(f"guidance={asked:g} needs a label to guide towards; {need}")
         return 1.0
-    weight = float(model.settings.sampling.guidance if asked is None else asked)
+    knows_null = model.settings.optimisation.label_dropout > 0
+    own = model.settings.sampling.guidance if knows_null else 1.0  # the recipe's guidance needs what it compares with
+    weight = float(own if asked is None else asked)
     if not 0 <= weight < float("inf"):
         raise Refusal(f"guidance={weight}: needs 0 or more (1 is plain conditional)")
-    if weight != 1 and model.settings.optimisation.label_dropout == 0:
+    if weight != 1 and not knows_null:
         raise Refusal(
             f"guidance={weight:g} needs a model trained with label dropout; use guidance=1 or train again with it"
         )
@@ -275,6 +285,7 @@ def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[s
         "solver": job.solver,
         "grid": job.grid_name,
         "steps": job.steps,
+        "times": job.times.tolist() if job.grid_name == OPTIMISED else None,
         "nfe": walked.nfe,
         "network_rows_per_sample": walked.rows,
         "guidance": job.guidance,
