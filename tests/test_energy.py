@@ -135,8 +135,9 @@ def test_a_recipe_trains_an_energy_by_one_setting() -> None:
     assert bool(torch.isfinite(log_density(model.denoiser, x_t, 0.5, {"label": torch.tensor([1, 2])})).all())
     with pytest.raises(Refusal, match=r"unknown energy 'iner'.*inner"):
         sf.train("ddpm", "digits", steps=1, energy="iner")
-    with pytest.raises(Refusal, match="energy=inner: needs one output a channel"):
-        sf.train("improved-ddpm", "digits", steps=1, energy="inner", **tiny)
+    for recipe in ("improved-ddpm", "vdm"):
+        with pytest.raises(Refusal, match="energy=inner: needs as many outputs as inputs"):
+            sf.train(recipe, "digits", steps=1, energy="inner", **tiny)
 
 
 def test_refusals() -> None:

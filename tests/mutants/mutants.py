@@ -344,7 +344,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "1 + w for w in guidance",
         "guidance/guided.py",
-        "Term(denoiser, null, complement), Term(denoiser, same, w)",
+        "Term(denoiser, null, _complement(w)), Term(denoiser, same, w)",
         "Term(denoiser, null, -w), Term(denoiser, same, 1.0 + w)",
         (f"{EDM}::test_guidance_scale_convention", f"{CORE}::test_guidance_is_ref_plus_w_times_the_difference"),
     ),
