@@ -202,7 +202,7 @@ def _points_along(model: Any, process: Any, x0: Tensor, times: list[float], rng:
         ahead = points[-1] if len(points) == 1 else 1.5 * points[-1] - 0.5 * points[-2]
         x = process.bridge(x, Dirac(ahead), t, s, 0.0).point()
         points.append(model(x, s, cond).point())
-    return torch.stack([point.double().cpu() for point in points])
+    return torch.stack([point.cpu().double() for point in points])
 
 
 def optimised(

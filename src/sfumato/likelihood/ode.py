@@ -113,8 +113,8 @@ def log_prob(
             found = torch.zeros(len(rows), dtype=torch.float64)
             for k, v in enumerate(directions):
                 (pulled,) = torch.autograd.grad(point, y, v[here], retain_graph=k + 1 < len(directions))
-                found = found + factor * flat_sum((pulled * v[here]).double()).cpu()
-        slope = point.detach().double().cpu().flatten(1) - torch.tanh(levels)[:, None] * state[:, :d]
+                found = found + factor * flat_sum((pulled * v[here]).cpu().double())
+        slope = point.detach().cpu().double().flatten(1) - torch.tanh(levels)[:, None] * state[:, :d]
         rate = found - dof[rows] * torch.tanh(levels)
         return torch.cat([slope, rate[:, None]], 1)
 
@@ -123,12 +123,12 @@ def log_prob(
         states = (error[:, :d] / scale).square().mean(1).sqrt()
         return torch.maximum(states, error[:, d].abs() / d) / tolerance
 
-    first = torch.cat([math.tanh(start) * x0.detach().double().cpu().flatten(1), torch.zeros(b, 1).double()], 1)
+    first = torch.cat([math.tanh(start) * x0.detach().cpu().double().flatten(1), torch.zeros(b, 1).double()], 1)
     with torch.no_grad():
         last, evaluations = integrate(field, first, start, end, norm, max_evaluations)
     radius = math.hypot(*at(schedule, 1.0))
     latent = (radius * last[:, :d]).reshape(-1, *shape)
     density = prior or (lambda x: -process.prior(x).nll(x))
-    ends = density(latent.to(x0.device) if x0.device.type != "mps" else latent.to(x0)).double().cpu()
+    ends = density(latent.to(x0.device) if x0.device.type != "mps" else latent.to(x0)).cpu().double()
     logp = ends + last[:, d] + dof * (math.log(radius) + math.log(math.tanh(start)))
     return FlowLikelihood(logp, latent.to(x0), evaluations)

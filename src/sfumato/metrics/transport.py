@@ -72,9 +72,9 @@ def walk(
             k2 = velocity(denoiser, process, x + h / 2 * k1, t + h / 2, cond)
             k3 = velocity(denoiser, process, x + 3 * h / 4 * k2, t + 3 * h / 4, cond)
             x = x + h / 9 * (2 * k1 + 3 * k2 + 4 * k3)
-            squares = [flat_sum(k.double() ** 2).cpu() for k in (k1, k2, k3)]
+            squares = [flat_sum(k.cpu().double() ** 2) for k in (k1, k2, k3)]
             energy = energy - h / 9 * (2 * squares[0] + 3 * squares[1] + 4 * squares[2])
-    return Transport(x, x1, energy, flat_sum((x1 - x).double() ** 2).cpu())
+    return Transport(x, x1, energy, flat_sum((x1 - x).cpu().double() ** 2))
 
 
 def wasserstein2_squared(a: Float[Tensor, "n *shape"], b: Float[Tensor, "m *shape"]) -> float:

@@ -124,6 +124,6 @@ def _slope(model: Any, process: Any, like: Tensor, y: Tensor, phi: Tensor) -> Te
     """``dy/dphi`` at angles ``[b]``; the model sees states like ``like`` at times ``[b]``."""
     times = time_at(process.schedule, -2 * phi.tan().abs().log())
     alpha, sigma = at(process.schedule, times, y)
-    x0 = model((torch.hypot(alpha, sigma) * y).to(like), times.to(like.device)).point()
+    x0 = model((torch.hypot(alpha, sigma) * y).to(like), times.cpu()).point()
     slope: Tensor = (against(phi.cos(), y) * y - x0.to(y)) / against(phi.sin(), y)
     return slope
