@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from sfumato.dormand_prince import ERROR, NODES, STAGES
 from sfumato.errors import Refusal
 
 #: ``f(rows [m], time [m], y [m, n]) -> dy/dtime [m, n]``; ``rows`` says which samples of the batch are asked for.
@@ -21,20 +22,8 @@ Field = Callable[[Tensor, Tensor, Tensor], Tensor]
 #: ``(error [m, n], y before [m, n], y after [m, n]) -> norm [m]``; 1 is just tolerated.
 Norm = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-_NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_STAGES = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-#: Fifth-order weights minus fourth-order weights.
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 #: Model calls of an attempted step; the first slope is the last one of the step before.
-STAGES = 6
+CALLS = 6
 
 
 def _combine(y: Tensor, h: Tensor, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
@@ -69,11 +58,11 @@ def integrate(
         left = end - now
         h = torch.where(size[rows].abs() < left.abs(), size[rows], left)
         slopes = [slope[rows]]
-        for node, weights in zip(_NODES[1:], _STAGES[1:], strict=True):
+        for node, weights in zip(NODES[1:], STAGES[1:], strict=True):
             after = _combine(here, h, weights, slopes)
             slopes.append(field(rows, now + node * h, after))
-        used[rows] += STAGES
-        error = norm(_combine(torch.zeros_like(here), h, _ERROR, slopes), here, after)
+        used[rows] += CALLS
+        error = norm(_combine(torch.zeros_like(here), h, ERROR, slopes), here, after)
         if not bool(torch.isfinite(error).all()):
             where = float(now[~torch.isfinite(error)][0])
             raise Refusal(f"the flow of the model is not finite at asinh(alpha/sigma)={where:.3g}; is it trained?")

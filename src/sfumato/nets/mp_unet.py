@@ -34,6 +34,7 @@ from sfumato.nets.mp_layers import (
     unit_rms,
 )
 from sfumato.nets.precision import best_dtype
+from sfumato.nets.sizes import require_multiple
 
 #: The share of the residual branch and of attention in a block (section 2.5; the paper's 0.3).
 BALANCE = 0.3
@@ -148,7 +149,7 @@ class MPUNet(nn.Module):
         }
         self.classes, self.patch = classes, patch
         self.divisor = patch * 2 ** (len(channels) - 1)
-        self._check_size(*size)
+        require_multiple(size[0], size[1], self.divisor)
         self._dtype: torch.dtype | None = None
 
         width = 4 * channels[0]
@@ -206,16 +207,6 @@ class MPUNet(nn.Module):
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
 
-    def _check_size(self, height: int, width: int) -> None:
-        d = self.divisor
-        if min(height, width) < 1 or height % d or width % d:
-            below = [max(d, n // d * d) for n in (height, width)]
-            above = [max(d, -(-n // d) * d) for n in (height, width)]
-            near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (below, above)))
-            raise Refusal(
-                f"size {height}x{width} does not fit: height and width must be multiples of {d}; nearest: {near}"
-            )
-
     def _embed(self, t: Tensor, cond: Mapping[str, Tensor] | None) -> list[Tensor]:
         """The modulation ``1 + gain (W emb)`` of every block, in order, float32."""
         emb = self.time(self.fourier(t))
@@ -237,7 +228,7 @@ class MPUNet(nn.Module):
 
         ``cond["label"]`` [b] holds class indices, K meaning "no label"; without it all samples have none.
         """
-        self._check_size(x.shape[-2], x.shape[-1])
+        require_multiple(x.shape[-2], x.shape[-1], self.divisor)
         films = iter(self._embed(t, cond))
         h = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         h = F.pad(h, (0, 0, 0, 0, 0, 1), value=1.0)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sfumato.errors import Refusal
 from sfumato.nets.layers import Attention, Conv2d, GroupNorm, Linear, Upsample, channels_last, silu, time_features
 from sfumato.nets.precision import best_dtype
+from sfumato.nets.sizes import require_multiple
 
 
 @final
@@ -110,7 +111,7 @@ class UNet(nn.Module):
         }
         self.classes, self.patch = classes, patch
         self.divisor = patch * 2 ** (len(channels) - 1)
-        self._check_size(*size)
+        require_multiple(size[0], size[1], self.divisor)
         self._dtype: torch.dtype | None = None
 
         width = 4 * channels[0]
@@ -166,16 +167,6 @@ class UNet(nn.Module):
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
 
-    def _check_size(self, height: int, width: int) -> None:
-        d = self.divisor
-        if min(height, width) < 1 or height % d or width % d:
-            below = [max(d, n // d * d) for n in (height, width)]
-            above = [max(d, -(-n // d) * d) for n in (height, width)]
-            near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (below, above)))
-            raise Refusal(
-                f"size {height}x{width} does not fit: height and width must be multiples of {d}; nearest: {near}"
-            )
-
     def _embed(self, t: Tensor, cond: Mapping[str, Tensor] | None) -> list[Tensor]:
         """The scale-shift vectors of every residual block, in order, float32."""
         emb: Tensor = self.time(time_features(t, self.stem.out_channels).to(self.stem.weight.dtype))
@@ -194,7 +185,7 @@ class UNet(nn.Module):
 
         ``cond["label"]`` [b] holds class indices, K meaning "no label"; without it all samples have none.
         """
-        self._check_size(x.shape[-2], x.shape[-1])
+        require_multiple(x.shape[-2], x.shape[-1], self.divisor)
         films = iter(self._embed(t, cond))
         h = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
         h = self.stem(channels_last(h.to(self.compute_dtype)))

@@ -15,24 +15,12 @@ import torch
 from torch import Tensor
 
 from sfumato.core import RNG, Carry, Process
+from sfumato.dormand_prince import ERROR, NODES, STAGES
 from sfumato.errors import Refusal
 from sfumato.samplers.ancestral import require_path
 from sfumato.samplers.ode import exact_step
 from sfumato.schedules import at, time_at, wide
 from sfumato.trees import against
-
-#: Dormand and Prince 1980: where the stages lie, what they are built from, and the weights of the error.
-_STAGES: tuple[float, ...] = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-_FROM: tuple[tuple[float, ...], ...] = (
-    (),
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR: tuple[float, ...] = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 #: Trial steps of one grid interval after which a tolerance is given up as out of reach.
 _MOST_TRIALS = 2000
@@ -90,10 +78,10 @@ class RK45:
         for _ in range(_MOST_TRIALS):
             share = torch.minimum(share, 1 - done)
             stages, trial = [first], y
-            for place, row in zip(_STAGES[1:], _FROM[1:], strict=True):
+            for place, row in zip(NODES[1:], STAGES[1:], strict=True):
                 trial = y + against(span * share, y) * sum(w * k for w, k in zip(row, stages, strict=True))
                 stages.append(_slope(model, process, x, trial, begin + span * (done + place * share)))
-            off = against(span * share, y) * sum(w * k for w, k in zip(_ERROR, stages, strict=True))
+            off = against(span * share, y) * sum(w * k for w, k in zip(ERROR, stages, strict=True))
             scale = self.atol + self.rtol * torch.maximum(y.abs(), trial.abs())
             error = (off / scale).flatten(1).square().mean(1).sqrt()
             if not bool(torch.isfinite(error).all()):
