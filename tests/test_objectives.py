@@ -17,7 +17,8 @@ from sfumato.likelihood import Hutchinson, Levels
 from sfumato.testing.models import MLP
 from sfumato.testing.statistics import z_mean
 from sfumato.training import score_matching, weightings
-from sfumato.training.hybrid import GreyLevels, Hybrid, LearnedRange, LossHistory, StepBound, vlb_term
+from sfumato.training.grey import GreyLevels
+from sfumato.training.hybrid import Hybrid, LearnedRange, LossHistory, StepBound, vlb_term
 from sfumato.training.objectives import prediction_loss
 
 MIXTURE = sf.oracles.GaussianMixture([0.5, 0.3, 0.2], [[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]], 0.09)

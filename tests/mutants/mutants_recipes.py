@@ -34,7 +34,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "vdm without its bound",
         "recipes/vdm.py",
-        "Uniform(FIRST), BitsPerDim(Levels(-1.0, 1.0)))",
+        "Uniform(FIRST), BitsPerDim())",
         "Uniform(FIRST))",
         (f"{COMPOSED}::test_vdm_is_the_bound_in_bits",),
     ),

@@ -22,8 +22,8 @@ from sfumato.nets.bundle import Bundle
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
-from sfumato.training.diffusion import Diffusion
-from sfumato.training.hybrid import GreyLevels, Hybrid, LearnedRange, LossHistory, StepBound
+from sfumato.training.grey import GreyLevels, note
+from sfumato.training.hybrid import Hybrid, LearnedRange, LossHistory, StepBound
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
 from sfumato.training.times import Steps
 
@@ -54,11 +54,6 @@ def wrap(settings: Settings, net: Any) -> Bundle:
     return Bundle(net, history=LossHistory(settings.table_steps), grey=GreyLevels())
 
 
-def begin(model: Diffusion) -> None:
-    """Note where black and white lie in the model's units: the decoder's bins."""
-    model.net.grey.set(*model.transform.limits)
-
-
 def compose(settings: Settings, net: Any) -> Composition:
     """The cosine table's process, a network of noise and variance, and the chosen objective at a uniform step."""
     schedule, steps = schedules.get(settings.schedule, steps=settings.table_steps), settings.table_steps
@@ -76,5 +71,5 @@ RECIPE = Recipe(
     compose=compose,
     outputs=2,
     wrap=wrap,
-    begin=begin,
+    begin=note,
 )

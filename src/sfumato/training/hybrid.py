@@ -26,6 +26,7 @@ from sfumato.processes.bound import step_kl
 from sfumato.processes.decoder import Discretised, Levels
 from sfumato.randomness import as_rng
 from sfumato.schedules import Schedule, at
+from sfumato.training.grey import GreyLevels
 from sfumato.trees import against
 
 #: The least share of ``sigma_t^2`` that is believed about x0; below it the value stays and the gradient goes through.
@@ -132,26 +133,6 @@ def vlb_term(
         law = Discretised(belief.mean[first], belief.var[first], levels)
         terms = terms.index_put((first,), law.nll(x0[first]).to(terms))
     return terms
-
-
-@final
-class GreyLevels(nn.Module):
-    """Where black and white lie in the model's units, as a buffer: what the decoder of the first step needs."""
-
-    limits: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("limits", torch.full((2,), math.nan))
-
-    def set(self, low: float, high: float) -> None:
-        """Fix the limits, before training."""
-        self.limits.copy_(torch.tensor([low, high]))
-
-    def levels(self) -> Levels | None:
-        """256 levels between them; None while they are not known, which leaves the decoder a density."""
-        low, high = (float(v) for v in self.limits)
-        return None if math.isnan(low) else Levels(low, high)
 
 
 def _state(denoiser: Any, x0: Tensor, t: Tensor, rng: Any, eps: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,14 @@ def is_hidden_kernel(parameter: Tensor) -> bool:
     return parameter.ndim == 4 and min(parameter.shape[:2]) >= 16
 
 
+def is_beside(module: nn.Module, name: str) -> bool:
+    """Whether a parameter of what a recipe wraps is not the network's but, say, a learned schedule's.
+
+    Weight decay would pull those towards 0, which means nothing for the ends of a schedule.
+    """
+    return isinstance(getattr(module, "net", None), nn.Module) and not name.startswith("net.")
+
+
 @final
 @dataclass(frozen=True)
 class Part:
@@ -103,12 +111,15 @@ class Optimiser:
         named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         hidden = [n for n, p in named if is_hidden_kernel(p)] if settings.optimiser == "muon" else []
-        plain = [(name, p) for name, p in named if name not in set(hidden)]
+        plain = sorted(((n, p) for n, p in named if n not in set(hidden)), key=lambda each: is_beside(net, each[0]))
+        groups = [
+            {"params": [p for n, p in plain if is_beside(net, n) == beside], "weight_decay": decay}
+            for beside, decay in ((False, settings.weight_decay), (True, 0.0))
+        ]
         adamw = torch.optim.AdamW(
-            [p for _, p in plain],
+            [group for group in groups if group["params"]],
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay,
             fused=True,
         )
         moments = ("step", "exp_avg", "exp_avg_sq")

@@ -27,15 +27,19 @@ from sfumato.errors import Refusal
 from sfumato.processes.decoder import Levels
 from sfumato.randomness import as_rng
 from sfumato.schedules import Learned
+from sfumato.training.grey import GreyLevels
 from sfumato.trees import against, flat_sum
 
-#: Exponents of the Fourier features of the input: wavelengths of 2 and 1 grey levels on [-1, 1] (appendix C).
+#: Exponents of the Fourier features of the input: wavelengths of 2 and 1 grey levels (appendix C).
 FREQUENCIES = (7, 8)
 
 
-def fourier_features(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h w"]:
-    """``x`` and ``sin(2^n pi x)``, ``cos(2^n pi x)`` for each of :data:`FREQUENCIES`, stacked along the channels."""
-    angles = [2.0**n * math.pi * x for n in FREQUENCIES]
+def fourier_features(x: Float[Tensor, "b c h w"], unit: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f h w"]:
+    """``x`` and ``sin(2^n pi unit)``, ``cos(2^n pi unit)`` for each of :data:`FREQUENCIES`, along the channels.
+
+    ``unit``: ``x`` with grey level ``k`` at ``2 k / 256 - 1`` (:meth:`~sfumato.training.grey.GreyLevels.unit`).
+    """
+    angles = [2.0**n * math.pi * unit for n in FREQUENCIES]
     return torch.cat([x, *(f(angle) for angle in angles for f in (torch.sin, torch.cos))], dim=1)
 
 
@@ -47,9 +51,15 @@ class VariationalNet(nn.Module):
     then the same model.
     """
 
-    def __init__(self, net: Any, schedule: Learned, features: Callable[[Tensor], Tensor] = fourier_features) -> None:
+    def __init__(
+        self,
+        net: Any,
+        schedule: Learned,
+        grey: GreyLevels,
+        features: Callable[[Tensor, Tensor], Tensor] = fourier_features,
+    ) -> None:
         super().__init__()
-        self.net, self.schedule = net, schedule
+        self.net, self.schedule, self.grey = net, schedule, grey
         self.features = features
 
     @property
@@ -64,7 +74,7 @@ class VariationalNet(nn.Module):
 
     def predict(self, z: Tensor, position: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
         """``eps_theta`` at states ``z [b, ...]`` and levels ``position = S`` in [0, 1]."""
-        out: Tensor = self.net(self.features(z), position.to(z), cond)
+        out: Tensor = self.net(self.features(z, self.grey.unit(z)), position.to(z), cond)
         return out
 
     def forward(self, x: Tensor, t: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
@@ -156,9 +166,10 @@ def bound(
 @final
 @dataclass(frozen=True)
 class BitsPerDim:
-    """The objective: the bound in bits per dimension, ``[b]``, at times of the schedule's own law (``t > first``)."""
+    """The objective: the bound in bits per dimension, ``[b]``, at times of the schedule's own law (``t > first``).
 
-    levels: Levels
+    The data's grey levels are those that the network holds (``net.grey``), [-1, 1] where nothing was noted.
+    """
 
     def __call__(
         self,
@@ -173,5 +184,6 @@ class BitsPerDim:
         if end is not None:
             raise Refusal("a coupled end has no bound; train vdm on its own noise")
         net = denoiser.net
-        terms = bound(net, x0, net.schedule.inner(t), self.levels, rng, cond, eps)
+        levels = net.grey.levels() or Levels(-1.0, 1.0)
+        terms = bound(net, x0, net.schedule.inner(t), levels, rng, cond, eps)
         return terms.total / (x0[0].numel() * math.log(2))
