@@ -37,7 +37,7 @@ def test_the_exact_prior_gives_the_exact_likelihood(schedule: str) -> None:
     assert 60 < float(found.evaluations.double().mean()) < 200
 
 
-@pytest.mark.parametrize("schedule", ["karras", "flow"])
+@pytest.mark.parametrize("schedule", ["vp", "karras", "flow"])
 def test_the_error_falls_with_the_tolerance(schedule: str) -> None:
     process, x = sf.processes.Gaussian(sf.schedules.get(schedule)), MIXTURE.sample(24, 0)
     found = log_prob(process, x, prior=lambda z: MIXTURE.logp(process, z, 1.0), tolerance=1e-8)
@@ -54,6 +54,16 @@ def test_an_unreached_prior_leaves_its_mismatch_whatever_the_tolerance() -> None
         assert torch.allclose(found.logp + MIXTURE.nll(x), mismatch, rtol=0, atol=50 * tolerance)
     assert 2e-3 < errors[1] < 2e-2
     assert errors[0] == pytest.approx(errors[1], rel=0.1)
+
+
+def test_the_largest_error_of_vp_is_its_priors_at_any_tolerance() -> None:
+    """1.05e-2 nats: ``sqrt(alpha_bar_1) |E[x0]|`` is 3.5e-3 a standard deviation of the latent, and the largest of 300
+    latents is three of them out.
+    """
+    process, x = sf.processes.Gaussian(sf.schedules.get("vp")), MIXTURE.sample(300, 0)
+    worst = [float((log_prob(process, x, tolerance=v).logp + MIXTURE.nll(x)).abs().max()) for v in (1e-5, 1e-7)]
+    assert worst[1] == pytest.approx(1.05e-2, rel=0.05)
+    assert worst[0] == pytest.approx(worst[1], rel=0.05)
 
 
 def test_the_latent_is_where_the_exact_flow_ends() -> None:
@@ -266,6 +276,19 @@ def test_a_models_likelihood_is_the_same_in_any_batch(recipe: str, settings: dic
         assert a.nfe is not None
     assert sum(records[2].settings[part] for part in ("L_T", "L_t", "L_0")) == pytest.approx(records[2].value)
     assert "bits-per-dim-vlb" in likelihood.table(records)
+
+
+@pytest.mark.parametrize("recipe", ["ncsn", "ncsnv2", "edm2", "vdm", "ot-cfm", "sb-cfm", "interpolant"])
+def test_every_kind_of_recipe_has_a_likelihood(recipe: str) -> None:
+    """Ladders of levels, learned schedules, networks told the noise number; coupled paths have no evidence bound."""
+    data = sf.data.load("digits")
+    model = sf.train(recipe, data, steps=1, grid_columns=0, validation_images=8, **TINY)
+    records = likelihood.evaluate(model, data, 2, tolerance=0.3, draws=2)
+    coupled = recipe in ("ot-cfm", "sb-cfm", "interpolant")
+    assert [r.name for r in records] == ["bits-per-dim", "bits-per-dim-uniform", "bits-per-dim-vlb"][
+        : 2 if coupled else 3
+    ]
+    assert all(0 < r.value < 30 for r in records)
 
 
 def test_the_command_line_appends_its_records(tmp_path: Path, digits: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,12 +111,13 @@ def parts_of(name: str) -> tuple[Any, Seen]:
 def test_the_levels_are_a_geometric_ladder(name: str) -> None:
     parts, _ = parts_of(name)
     settings = sf.recipes.get(name).defaults
-    u = (torch.arange(settings.levels, dtype=torch.float64) + 0.5) / settings.levels
+    ladder = settings.ladder
+    u = (torch.arange(ladder.levels, dtype=torch.float64) + 0.5) / ladder.levels
     alpha, sigma = sf.schedules.at(parts.denoiser.head.process.schedule, parts.times(u))
     assert bool((alpha == 1).all())
-    assert len(set(sigma.tolist())) == settings.levels
-    assert float(sigma[-1]) == pytest.approx(settings.sigma_max, rel=1e-12)
-    assert float(sigma[0]) == pytest.approx(settings.sigma_min, rel=1e-12)
+    assert len(set(sigma.tolist())) == ladder.levels
+    assert float(sigma[-1]) == pytest.approx(ladder.sigma_max, rel=1e-12)
+    assert float(sigma[0]) == pytest.approx(ladder.sigma_min, rel=1e-12)
     ratios = sigma[1:] / sigma[:-1]
     assert torch.allclose(ratios, ratios[:1])
     # sampling walks exactly these levels

@@ -294,7 +294,7 @@ def test_the_decoder_knows_the_grey_levels_of_the_data(standardise: bool) -> Non
     data = data.standardised() if standardise else data
     small = {"channels": (8, 16), "attention": (False, False), "blocks": 1}
     model = RECIPE.build(resolve(RECIPE.defaults, small), data.spec(), {"seed": 0})
-    note(model)
+    note(model, data)
     levels = model.net.grey.levels()
     assert (levels.low, levels.high) == pytest.approx(model.transform.limits, abs=1e-6)
     assert (levels.low == pytest.approx(-1)) != standardise

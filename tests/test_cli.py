@@ -197,6 +197,40 @@ def test_eval_appends_records(folder: Path, tmp_path: Path, capsys: pytest.Captu
     assert "frechet" in said(["inspect", str(folder)], capsys)
 
 
+def test_the_verbs_that_sample_share_their_options() -> None:
+    from typer.main import get_command
+
+    from sfumato.cli import app
+
+    verbs = get_command(app).commands  # type: ignore[attr-defined]
+    options = {name: {p.name: p for p in verbs[name].params} for name in ("sample", "eval", "compare")}
+    shared = {"label", "guidance", "interval", "threshold", "seed", "batch", "device", "raw", "ema", "autoguide"}
+    for name in shared:
+        texts = {(found[name].help, tuple(found[name].opts), str(found[name].default)) for found in options.values()}
+        assert len(texts) == 1, name
+    for name in ("sampler", "steps", "grid"):
+        assert options["sample"][name].help == options["eval"][name].help
+    assert {"likelihood", "transport"} <= set(options["eval"]) - set(options["sample"])
+
+
+def test_a_threshold_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sample", str(folder), "--n", "2", "--steps", "2", "--label", "7"]
+    said([*command, "--out", str(tmp_path / "a"), "--threshold", "dynamic:quantile=0.9"], capsys)
+    record = json.loads((tmp_path / "a" / "samples.json").read_text())
+    assert (record["threshold"], record["clip"]) == ("dynamic:quantile=0.9", True)
+    assert run([*command, "--threshold", "dynamo"]) == 2
+    assert "unknown threshold 'dynamo'" in capsys.readouterr().err
+    assert run(["eval", str(folder), "--likelihood", "--threshold", "static"]) == 2
+    assert "--threshold goes with samples, and --likelihood draws none" in capsys.readouterr().err
+
+
+def test_transport_is_of_flows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(folder), "--transport", "--n", "4"]) == 2
+    assert "recipe 'edm' is no flow" in capsys.readouterr().err
+    assert run(["eval", str(folder), "--transport", "--likelihood"]) == 2
+    assert "--transport goes with samples, and --likelihood draws none" in capsys.readouterr().err
+
+
 def test_resume_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(["train", "edm", "--data", "digits", "--out", str(folder), "--resume"], capsys)
     assert json.loads((folder / "config.json").read_text())["horizon"] == {"steps": 30}

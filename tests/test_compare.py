@@ -400,6 +400,27 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert other == f"sfumato: {folder / 'compare'} holds a comparison with seed=0, now seed=1; give another --out\n"
 
 
+def test_the_command_guides_by_another_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["compare", str(folder), "--samplers", "euler", "--steps", "2", "--n", "2", "--against-ode"]
+    guided = [
+        *command,
+        "--guidance",
+        "2",
+        "--autoguide",
+        str(folder),
+        "--threshold",
+        "dynamic",
+        "--out",
+        str(tmp_path / "c"),
+    ]
+    said(guided, capsys)
+    settings = Comparison.from_json(json.loads((tmp_path / "c" / "compare.json").read_text())).settings
+    assert settings["autoguide"] == settings["weights_sha256"]  # by itself
+    assert (settings["guidance"], settings["threshold"]) == (2.0, "dynamic:quantile=0.995")
+    assert "holds a comparison with threshold=dynamic" in said([*guided, "--threshold", "static"], capsys, code=2)
+    assert "no snapshots" in said([*command, "--ema", "0.1"], capsys, code=2)
+
+
 def test_the_command_against_the_ode(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["compare", str(folder), "--samplers", "ddpm,heun", "--steps", "2", "--n", "2", "--against-ode"]
     text = said(command, capsys)

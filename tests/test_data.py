@@ -71,7 +71,7 @@ def test_digits_keep_all_17_levels_and_images(digits: Data) -> None:
     assert min(digits.train.counts(10)) > 100
 
 
-@pytest.mark.parametrize("name", data.names())
+@pytest.mark.parametrize("name", data.image_names())
 def test_spec_and_report_agree_with_the_pixels(name: str) -> None:
     loaded = data.load(name)
     spec = json.loads(json.dumps(loaded.spec()))

@@ -20,7 +20,9 @@ from sfumato.__main__ import run as run_sfumato
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TINY = ["--set", "channels=8,8", "--set", "attention=false,false", "--set", "blocks=1", "--set", "patch=2"]
-TINY += ["--set", "batch=8", "--set", "validation_images=16", "--set", "grid_columns=1"]
+#: For networks of text and points.
+SMALL = ["--set", "width=32", "--set", "depth=1"]
+ALL = ["--set", "batch=8", "--set", "validation_images=16", "--set", "grid_columns=1"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -79,7 +81,11 @@ def run(arguments: list[str]) -> int:
         if "--minutes" in arguments:
             k = arguments.index("--minutes")
             arguments[k : k + 2] = ["--steps", "2"]
-        arguments = [*arguments, *TINY]
+        kind = sf.recipes.get(arguments[1]).kind
+        own = TINY if kind == "images" else [*SMALL, "--set", "heads=2"] if kind == "text" else SMALL
+        arguments = [*arguments, *own, *ALL]
     if arguments[0] == "eval":
-        arguments = [*arguments, *(["--n", "2"] if "--likelihood" in arguments else ["--steps", "1"])]
+        texts = sf.recipes.get(sf.load(arguments[1]).recipe).kind == "text"
+        some = ["--n", "2"] if "--likelihood" in arguments else ["--steps", "1"]
+        arguments = [*arguments, *some, *(["--n", "4"] if texts else [])]
     return run_sfumato(arguments)

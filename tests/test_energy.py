@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import sfumato as sf
-from sfumato import nets
+from sfumato import nets, recipes
 from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.energies import log_density
 from sfumato.errors import Refusal
 from sfumato.nets import layers
 from sfumato.nets.energy import FORMS, Energy
+from sfumato.training.settings import resolve
 
 
 def small_unet(kind: str, **settings: object) -> nn.Module:
@@ -140,6 +141,24 @@ def test_a_recipe_trains_an_energy_by_one_setting() -> None:
             sf.train(recipe, "digits", steps=1, energy="inner", **tiny)
 
 
+@pytest.mark.parametrize("recipe", ["ddpm", "edm2", "ncsnv2"])
+def test_log_densities_are_those_of_the_score(recipe: str) -> None:
+    """Whatever a recipe puts around its energy: the gradient is ``(alpha x0 - x_t) / sigma^2`` of its own belief."""
+    tiny = {"channels": (8,), "attention": (False,), "blocks": 1, "precision": "float32", "energy": "inner"}
+    chosen = recipes.get(recipe)
+    model = chosen.build(resolve(chosen.defaults, tiny), sf.data.load("digits").spec(), {"seed": 0, "horizon": {}})
+    for parameter in model.net.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    model.net.eval()
+    t, label = 0.4, {"label": torch.tensor([1, 2])}
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    (score,) = torch.autograd.grad(log_density(model.denoiser, x, t, label).sum(), x)
+    alpha, sigma = sf.schedules.at(model.process.schedule, t)
+    with torch.no_grad():
+        expected = (alpha * model.denoiser(x, t, label).point() - x) / sigma**2
+    torch.testing.assert_close(score, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-3)
+
+
 def test_refusals() -> None:
     with pytest.raises(Refusal, match=r"unknown energy 'iner'.*inner"):
         Energy(Tiny(), "iner")
@@ -147,5 +166,7 @@ def test_refusals() -> None:
     with pytest.raises(Refusal, match="shaped like the input"):
         Energy(pair)(torch.randn(1, 1, 4, 4), torch.rand(1))
     head = GaussianHead(sf.processes.Gaussian(sf.schedules.get("linear")), "eps")
-    with pytest.raises(Refusal, match="log_density needs an energy"):
+    with pytest.raises(Refusal, match="the network is Tiny, the gradient of no energy"):
         log_density(Preconditioned(Tiny(), head), torch.randn(1, 2), 0.5)
+    with pytest.raises(Refusal, match="the network is Tiny, the gradient of no energy"):
+        log_density(Preconditioned(nets.Bundle(Tiny()), head), torch.randn(1, 2), 0.5)

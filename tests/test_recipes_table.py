@@ -41,8 +41,8 @@ def arguments(home: Path, *more: str) -> list[str]:
 
 
 def test_every_recipe_has_an_entry_that_builds(script: ModuleType) -> None:
-    assert set(script.ENTRIES) == set(recipes.names())
-    assert set(script.LONGER) <= set(recipes.names())
+    assert set(script.ENTRIES) == set(recipes.names("images")) - {"cold", "heat"}  # restorers, shown on their own pages
+    assert set(script.LONGER) <= set(script.ENTRIES)
     spec = sf.data.load("mnist").spec()
     for name in script.ENTRIES:
         job = script.Job(name, 3.0, False, "mnist", 0, 2000, 128, {})

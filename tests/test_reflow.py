@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.__main__ import run as run_sfumato
 from sfumato.errors import Refusal
 from sfumato.metrics import transport
 from sfumato.training import pairs as making
@@ -54,6 +57,31 @@ def test_pairs_are_the_teachers_own(teacher: Path, straight: Path) -> None:
     assert float((again - pairs["x0"][:20]).abs().max()) < 1e-4
     assert abs(float(pairs["end"].mean())) < 0.02
     assert float(pairs["end"].std()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_command_measures_transport(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(teacher, tmp_path / "run"))
+    assert run_sfumato(["eval", str(run), "--transport", "--n", "16", "--seed", "3", "--batch", "9"]) == 0
+    text = capsys.readouterr().out
+    records = [
+        sf.metrics.Record.from_json(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+    found = {record.name: record for record in records}
+    assert set(found) == {"transport-cost", "straightness", "one-step-distance", "npe"}
+    assert all(name in text and (r.n, r.seed, r.sampler) == (16, 3, "ralston") for name, r in found.items())
+    again = {r.name: r.value for r in transport.measure(sf.load(run), n=16, seed=3)}
+    assert {name: pytest.approx(r.value, rel=1e-4) for name, r in found.items()} == again  # in any batch
+    assert 0 < found["straightness"].value < found["one-step-distance"].value
+
+
+def test_one_step_of_a_normal_law_ends_at_its_mean() -> None:
+    """The law's own flow ends at ``s x1``; Euler's first slope knows the mean alone."""
+    process = sf.processes.Gaussian(sf.schedules.get("flow"))
+    oracle, x1 = sf.oracles.Gaussian([0.0, 0.0], [[0.25, 0.0], [0.0, 0.25]]), torch.randn(5, 2, dtype=torch.float64)
+    jumped = transport.one_step(oracle.denoiser(process), process, x1)
+    assert float(jumped.abs().max()) < 1e-12
+    end = transport.walk(oracle.denoiser(process), process, x1, steps=200).x0
+    torch.testing.assert_close(end, 0.5 * x1, atol=1e-3, rtol=0)
 
 
 def test_reflow_straightens(teacher: Path, straight: Path) -> None:
@@ -102,7 +130,7 @@ def test_pairs_survive_a_stop(digits: sf.data.Data, teacher: Path, tmp_path: Pat
     source = making.source(sf.load(teacher, device="cpu"), digits, 50, 3)
     said: list[str] = []
     assert making.collect(source, tmp_path, said.append, Stopping(2)) is None
-    assert len(list((tmp_path / "pairs").iterdir())) == 2
+    assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2
     assert making.stored(tmp_path, 50) is None
     counted = Stopping(100)
     whole = making.collect(source, tmp_path, said.append, counted)
@@ -118,6 +146,75 @@ def test_pairs_survive_a_stop(digits: sf.data.Data, teacher: Path, tmp_path: Pat
     with pytest.raises(Refusal, match="does not hold the 60 pairs"):
         making.stored(tmp_path, 60)
     assert said[0].startswith("pairs: 16 of 50")
+
+
+def changed(model: sf.Diffusion) -> sf.Diffusion:
+    """The same model with other weights."""
+    with torch.no_grad():
+        for parameter in model.net.parameters():
+            parameter.mul_(1.01)
+    return model
+
+
+def test_part_made_pairs_remember_their_teacher(
+    digits: sf.data.Data, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "PART", 16)
+    model = sf.load(teacher, device="cpu")
+    assert making.collect(making.source(model, digits, 50, 3), tmp_path, str, Stopping(1)) is None
+    for other in (
+        making.source(model, digits, 50, 4),
+        making.source(model, digits, 50, 3, guidance=2.0),
+        making.source(changed(sf.load(teacher, device="cpu")), digits, 50, 3),
+    ):
+        with pytest.raises(Refusal, match=r"were made by another teacher .* remove them") as refusal:
+            making.collect(other, tmp_path, str, Stopping(100))
+        assert "\n" not in str(refusal.value)
+    assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 1
+    (tmp_path / "pairs" / "source.json").unlink()
+    with pytest.raises(Refusal, match="does not say which teacher made its pairs"):
+        making.collect(making.source(model, digits, 50, 3), tmp_path, str, Stopping(100))
+
+
+def test_a_run_does_not_resume_with_other_weights_of_its_teacher(
+    digits: sf.data.Data, teacher: Path, tmp_path: Path
+) -> None:
+    own, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(teacher, own)
+    sf.train("reflow", digits, steps=1, out=run, quiet=True, teacher=str(own), pairs=40, **OWN)
+    changed(sf.load(own, device="cpu")).save_weights(own)
+    sf.train("reflow", digits, out=run, resume=True, quiet=True)  # all pairs and a checkpoint: no teacher is needed
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(Refusal, match=r"were made by another teacher \(other weights\)"):
+        sf.train("reflow", digits, out=run, resume=True, quiet=True)
+
+
+def test_a_teacher_that_samples_by_auto(digits: sf.data.Data, teacher: Path, tmp_path: Path) -> None:
+    """Its pairs are those of the solver and grid that the rule stands for, at the guidance of the pairs."""
+    own, run = tmp_path / "teacher", tmp_path / "run"
+    shutil.copytree(teacher, own)
+    config = json.loads((own / "config.json").read_text())
+    config["settings"] |= {"sampler": "auto", "sampling_steps": 5}
+    (own / "config.json").write_text(json.dumps(config))
+    sf.train("reflow", digits, steps=1, out=run, quiet=True, teacher=str(own), pairs=8, pair_guidance=2.0, **OWN)
+    record = json.loads((run / "pairs.json").read_text())
+    model = sf.load(own, device="cpu")
+    choice = sf.samplers.auto.choose(model.process.schedule, 5, 2.0)
+    assert (record["sampler"], record["solver"], record["steps"]) == ("auto", "adams:predictor=1:corrector=2", 5)
+    pairs = unpack_tensors(run / "pairs.safetensors")
+    denoiser = sf.guidance.cfg(model.denoiser, lambda c: {"label": torch.full_like(c["label"], 10)}, 2.0)
+    again = sf.sample(
+        denoiser, model.process, choice.build(), choice.times(), pairs["end"], cond={"label": pairs["label"]}
+    )
+    assert float((again - pairs["x0"]).abs().max()) < 1e-4
+    with pytest.raises(Refusal, match="'ddpm', which draws noise"):
+        making.require_teacher(with_sampler(model, "ddpm"), own)
+
+
+def with_sampler(model: sf.Diffusion, sampler: str) -> sf.Diffusion:
+    """The same model with another sampler of its own."""
+    sampling = replace(model.settings.sampling, sampler=sampler)
+    return replace(model, settings=replace(model.settings, sampling=sampling))  # type: ignore[type-var]
 
 
 def test_refusals(digits: sf.data.Data, teacher: Path, straight: Path, tmp_path: Path) -> None:

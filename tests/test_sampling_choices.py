@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 import sfumato as sf
 from sfumato import spec
+from sfumato.guidance import thresholds
 from sfumato.training.sampling import plan
 
 
@@ -74,3 +76,58 @@ def test_without_label_dropout_labels_are_plain(tmp_path: Path) -> None:
 def test_rk45_refuses_an_interval(model: Any) -> None:
     with pytest.raises(sf.Refusal, match="rk45 takes its samples to different times"):
         plan(model, 2, "7", sampler="rk45", guidance=2.0, interval=(0.2, 0.8))
+
+
+# ---------------------------------------------------------------------------------------------------------- thresholds
+
+TINY = {"channels": (8,), "blocks": 1, "attention": (False,), "patch": 2, "grid_columns": 0, "validation_images": 8}
+
+
+def test_a_threshold_is_built_for_the_range_of_the_data() -> None:
+    x = torch.tensor([[0.5, 1.0], [3.0, 1.5]])
+    held = {text: thresholds.build(text, 0.0, 2.0)(sf.laws.Dirac(x)).point() for text in ("none", "static", "dynamic")}
+    assert torch.equal(held["none"], x)
+    assert held["static"].tolist() == [[0.5, 1.0], [2.0, 1.5]]
+    whole = thresholds.build("dynamic:quantile=1.0", 0.0, 2.0)(sf.laws.Dirac(x)).point()
+    assert whole.tolist() == [[0.5, 1.0], [2.0, 1.25]]  # about the middle of the range, 1: 3 is twice as far as it may
+    assert thresholds.parse("dynamic") == "dynamic:quantile=0.995"
+    for wrong, message in (
+        ("dynamo", "unknown threshold 'dynamo'.*dynamic"),
+        ("static:low=0", "takes no settings"),
+        ("dynamic:quantile=2", "needs 0 < quantile <= 1"),
+    ):
+        with pytest.raises(sf.Refusal, match=message):
+            thresholds.parse(wrong)
+
+
+def test_a_run_is_sampled_with_its_threshold_or_another(model: Any) -> None:
+    assert plan(model, 2).threshold == "none"  # flow does not clip
+    plain, static, moving = (
+        model.sample(8, label="7", guidance=6.0, steps=4, threshold=text)
+        for text in (None, "static", "dynamic:quantile=0.9")
+    )
+    assert [s.record["threshold"] for s in (plain, static, moving)] == ["none", "static", "dynamic:quantile=0.9"]
+    assert [s.record["clip"] for s in (plain, static, moving)] == [False, True, True]
+    assert not torch.equal(plain.x, static.x)
+    assert not torch.equal(static.x, moving.x)
+
+
+def test_a_threshold_is_a_setting_of_training(tmp_path: Path) -> None:
+    digits, own = sf.data.load("digits"), "dynamic:quantile=0.9"
+    made = sf.train("ddpm", digits, steps=2, out=tmp_path / "run", quiet=True, threshold=own, **TINY)
+    assert plan(made, 2).threshold == own
+    assert plan(sf.load(tmp_path / "run"), 2).threshold == own
+    assert plan(made, 2, threshold="none").threshold == "none"
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for clip, expected in ((True, "static"), (False, "none")):  # as runs were stored that knew clip alone
+        config["settings"]["clip"] = clip
+        config["settings"].pop("threshold", None)
+        (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+        assert plan(sf.load(tmp_path / "run"), 2).threshold == expected
+    for settings, message in (
+        ({"threshold": "dynamic", "clip": False}, "threshold=dynamic does nothing with clip=False"),
+        ({"threshold": "none"}, "threshold=none: needs static or dynamic; clip=false for none"),
+        ({"threshold": "hard"}, "unknown threshold 'hard'"),
+    ):
+        with pytest.raises(sf.Refusal, match=message):
+            sf.train("ddpm", digits, steps=1, quiet=True, **settings, **TINY)

@@ -26,14 +26,14 @@ def test_checkerboard_density() -> None:
 @pytest.mark.parametrize(
     ("source", "target", "expected", "room"),
     [
-        ("gaussian", "8gaussians", 14.46, 0.4),
-        ("moons", "8gaussians", 7.64, 0.24),
-        ("gaussian", "moons", 4.06, 0.12),
-        ("gaussian", "scurve", 1.66, 0.15),
+        ("gaussian", "8gaussians", 14.46, 0.2),
+        ("moons", "8gaussians", 7.64, 0.12),
+        ("gaussian", "moons", 4.06, 0.12),  # measured elsewhere to .04; ten pairs of ours say 4.17, to .03
+        ("gaussian", "scurve", 1.66, 0.05),
     ],
 )
 def test_toy_distances(source: str, target: str, expected: float, room: float) -> None:
-    pairs = [(toys.sample(source, 1000, k), toys.sample(target, 1000, 100 + k)) for k in range(3)]
+    pairs = [(toys.sample(source, 1000, k), toys.sample(target, 1000, 100 + k)) for k in range(6)]
     assert float(np.mean([wasserstein2_squared(a, b) for a, b in pairs])) == pytest.approx(expected, abs=room)
 
 

@@ -20,7 +20,8 @@ from sfumato.core import RNG
 from sfumato.errors import Refusal
 from sfumato.training.ema import EMA, exponent
 from sfumato.training.horizon import Clock, Seconds, Steps
-from sfumato.training.loop import Dataset, Diverged, train_steps
+from sfumato.data.rows import Dataset
+from sfumato.training.loop import Diverged, train_steps
 from sfumato.training.optim import Optimiser, is_hidden_kernel, rate_share
 from sfumato.training.seeds import Order, mix
 from sfumato.training.settings import Optimisation, flatten, resolve
@@ -226,7 +227,7 @@ def test_training_leaves_the_global_generator_alone(digits: sf.data.Data) -> Non
 UNTRAINED = {"vdm": 20.0}
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipes.names("images"))
 def test_every_recipe_learns(name: str, digits: sf.data.Data, tmp_path: Path) -> None:
     run, own = tmp_path / "run", {}
     if name == "reflow":  # learns from a run, and continues from its weights

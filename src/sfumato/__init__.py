@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sfumato import (
         comparison,
         data,
+        degradations,
         denoisers,
         energies,
         grids,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         schedules,
         spaces,
         testing,
+        token_heads,
         training,
     )
     from sfumato.comparison import compare, compare_with_ode
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
     from sfumato.training.run import train
 
 _MODULES = {
-    "comparison", "data", "denoisers", "energies", "grids", "guidance", "laws", "likelihood", "metrics", "nets",
-    "oracles", "processes", "recipes", "samplers", "schedules", "spaces", "testing", "training",
+    "comparison", "data", "degradations", "denoisers", "energies", "grids", "guidance", "laws", "likelihood", "metrics",
+    "nets", "oracles", "processes", "recipes", "samplers", "schedules", "spaces", "testing", "token_heads", "training",
 }  # fmt: skip
 _NAMES = {
     "sample": "sfumato.samplers",
@@ -61,10 +63,10 @@ _NAMES = {
 }
 
 __all__ = [
-    "Diffusion", "Refusal", "Stream", "Streams", "compare", "compare_with_ode", "comparison", "data", "denoisers",
-    "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics", "nets", "oracles", "processes",
-    "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing", "train", "training",
-    "trajectory",
+    "Diffusion", "Refusal", "Stream", "Streams", "compare", "compare_with_ode", "comparison", "data", "degradations",
+    "denoisers", "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics", "nets", "oracles",
+    "processes", "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing", "token_heads",
+    "train", "training", "trajectory",
 ]  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sfumato.core import Cond, Time
 from sfumato.denoisers import Preconditioned
-from sfumato.errors import Refusal
-from sfumato.nets.energy import Energy
-from sfumato.schedules import at
+from sfumato.nets.energy import energy_of
+from sfumato.schedules import at, narrow
+from sfumato.trees import cast, precise
 
 
 def log_density(
@@ -24,20 +24,17 @@ def log_density(
 ) -> Float[Tensor, " b"]:
     """``log p_t(x_t | cond)`` in nats, ``[b]``, up to a constant for every ``(t, cond)``; needs ``t > 0``.
 
-    Differences between states at one ``t`` are log-density differences.  Raises :class:`Refusal` where the network is
-    no :class:`~sfumato.nets.energy.Energy`.
+    Differences between states at one ``t`` are log-density differences.  Raises :class:`~sfumato.errors.Refusal` where
+    the network is no :class:`~sfumato.nets.energy.Energy` and wraps none.
     """
-    net, head = denoiser.net, denoiser.head
-    if not isinstance(net, Energy):
-        raise Refusal(f"log_density needs an energy, and the network is {type(net).__name__}; wrap it in nets.Energy")
-    x = x_t.double()
+    net, head, x = denoiser.net, denoiser.head, precise(x_t)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
     a, b = head(zero, one, t).point(), head(one, zero, t).point()
     alpha, sigma = at(head.process.schedule, t, x)
-    c_in = head.input_scale(t, x_t)
+    c_in = head.input_scale(t, x)
     times = torch.as_tensor(t, dtype=torch.float32).to(x_t.device).expand(len(x_t))
-    energy = net.energy(c_in * x_t, times, cond).double()
+    energy = precise(energy_of(net, narrow(c_in, x_t) * x_t, times, cond))
     quadratic = ((alpha * a - 1) / (2 * sigma**2) * x.square()).flatten(1).sum(1)
     factor = (alpha * b / (sigma**2 * c_in)).flatten(1)[:, 0]
     density: Tensor = quadratic + factor * energy
-    return density.to(x_t.dtype)
+    return cast(density, x_t)

@@ -33,6 +33,12 @@ def _check(n: int) -> None:
         raise Refusal(f"steps={n}: a grid needs a whole number of at least 1 step")
 
 
+def _require_levels(schedule: Schedule) -> None:
+    """Raises :class:`Refusal` where there are no noise levels to space: a blur or a mask in the place of noise."""
+    if not log_snr(schedule, 1.0) < log_snr(schedule, 0.5):
+        raise Refusal("this process has no noise that grows with t, so its steps cannot be spaced by it; use 'uniform'")
+
+
 def _table_steps(schedule: Schedule, n: int) -> int:
     _check(n)
     steps = int(getattr(schedule, "steps", 1000))
@@ -47,8 +53,8 @@ def _to_grid(indices: Iterable[int], steps: int) -> Grid:
     return torch.tensor([*indices, 0], dtype=torch.float64) / steps
 
 
-def uniform(schedule: Schedule, n: int) -> Grid:
-    """``t = 1, 1 - 1/n, ..., 0``."""
+def uniform(schedule: Schedule | None, n: int) -> Grid:
+    """``t = 1, 1 - 1/n, ..., 0``, whatever the schedule."""
     _check(n)
     return torch.arange(n, -1, -1, dtype=torch.float64) / n
 
@@ -87,6 +93,7 @@ def uniform_logsnr(schedule: Schedule, n: int) -> Grid:
     """``n`` times evenly spaced in log-SNR between ``t = 1`` (or -12) and log-SNR 12, then 0 (DPM-Solver, section
     3.2)."""
     _check(n)
+    _require_levels(schedule)
     first = max(log_snr(schedule, 1.0), LOG_SNR_SPAN[0])
     return _from_log_snr(schedule, torch.linspace(first, LOG_SNR_SPAN[1], n, dtype=torch.float64), from_prior=True)
 
@@ -102,6 +109,7 @@ def karras(
     ``sigma_max`` that the schedule does not reach.
     """
     _check(n)
+    _require_levels(schedule)
     highest = math.exp(-log_snr(schedule, 1.0) / 2)
     top = min(80.0, highest) if sigma_max is None else sigma_max
     if not rho > 0:
@@ -124,6 +132,7 @@ def shifted(schedule: Schedule, n: int, shift: float = 1.6, rho: float = 1.5) ->
     _check(n)
     if not (shift > 0 and rho > 0):
         raise Refusal(f"shift={shift}, rho={rho}: both must be positive")
+    _require_levels(schedule)
     highest = math.exp(-log_snr(schedule, 1.0) / 2)
     first = 1.0 if math.isinf(highest) else highest / (shift + highest)
     r = first * (torch.arange(n, 0, -1, dtype=torch.float64) / n) ** rho
@@ -181,6 +190,7 @@ def measure(
     if order < 1 or nodes < 8 * order:
         raise Refusal(f"order={order}, nodes={nodes}: measuring needs an order of at least 1 and 8 nodes an order")
     schedule = process.schedule
+    _require_levels(schedule)
     first = max(LOG_SNR_SPAN[0], log_snr(schedule, 1.0))
     levels = torch.linspace(first, LOG_SNR_SPAN[1], nodes + 1, dtype=torch.float64)
     points = _points_along(model, process, x0, time_at(schedule, levels).tolist(), as_rng(rng), cond)

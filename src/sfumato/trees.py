@@ -13,6 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The kinds of device without float64: what needs it leaves them first.
+WITHOUT_FLOAT64 = frozenset({"mps"})
+
+
+def precise_device(x: Tensor) -> torch.device:
+    """Where float64 stands in for ``x``: its own device, or the CPU where that has no float64 (Apple's MPS)."""
+    return torch.device("cpu") if x.device.type in WITHOUT_FLOAT64 else x.device
+
+
+def precise(x: Tensor) -> Tensor:
+    """``x`` in float64 on its :func:`precise_device`; gradients flow through."""
+    return x.to(precise_device(x)).double()
+
+
+def cast(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` in the dtype and on the device of ``x``, in this order, and its gradient in the other: so neither is
+    float64 where there is none.
+    """
+    return value.to(x.dtype).to(x.device)
+
 
 def tree_map(f: Callable[..., Any], *trees: Any) -> Any:
     """Apply ``f`` to matching tensors of the given trees; anything else is taken from the first tree."""

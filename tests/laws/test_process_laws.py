@@ -32,6 +32,27 @@ INTERPOLANTS = {
 }
 
 
+#: Tokens: every kernel, on schedules that leave no signal at the end.
+JUMPS = {
+    "absorbing": sf.processes.Jump(sf.processes.absorbing(3), sf.schedules.get("flow")),
+    "uniform": sf.processes.Jump(sf.processes.uniform(3), sf.schedules.get("cosine-continuous")),
+    "marginal": sf.processes.Jump(sf.processes.marginal([0.5, 0.2, 0.3]), sf.schedules.get("linear")),
+    "ordinal": sf.processes.Jump(sf.processes.discretised_gaussian(3, 0.5), sf.schedules.get("flow")),
+    "rates": sf.processes.Jump(
+        sf.processes.RateMatrix([[-1.5, 1.0, 0.5], [0.2, -0.2, 0.0], [0.6, 1.4, -2.0]]),
+        sf.schedules.get("zero-terminal"),
+    ),
+}
+
+
+#: Degradations, and heat: states have no transition from one to the next, only marginals and bridges.
+CHAINLESS: dict[str, Any] = {
+    name: sf.processes.Cold(sf.degradations.build("pixelate:coarsest=1" if name == "pixelate" else name))
+    for name in sf.degradations.names()
+}
+CHAINLESS["heat"] = sf.processes.Heat(sf.processes.heat.Widths(0.5, 3.0, 20), 0.1, 0.125)
+
+
 def gaussian_process(name: str) -> Any:
     return sf.processes.Gaussian(sf.schedules.get(name))
 
@@ -55,6 +76,24 @@ def test_gaussian_process(name: str) -> None:
 
 def test_product() -> None:
     check_process(product_process(), a_product_state())
+
+
+@pytest.mark.parametrize("name", JUMPS)
+def test_jump(name: str) -> None:
+    check_process(JUMPS[name], torch.tensor([[1, 0]]), n=20_000)
+
+
+def test_a_product_with_tokens() -> None:
+    process = sf.processes.Product({"x": gaussian_process("flow"), "kind": JUMPS["uniform"]})
+    check_process(process, {"x": a_state(), "kind": torch.tensor([[2]])}, n=20_000)
+
+
+@pytest.mark.parametrize("name", CHAINLESS)
+def test_without_a_chain(name: str) -> None:
+    process, clean = CHAINLESS[name], torch.randn(1, 1, 3, 3, dtype=torch.float64).repeat(20_000, 1, 1, 1)
+    assert torch.equal(process.marginal(clean, 0.0).draw(sf.Stream(0)), clean)
+    for t, s in TIMES:
+        check_bridge(process, clean, t, s, sf.Stream(0))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

@@ -25,7 +25,7 @@ from sfumato.testing import (
 )
 
 SCHEDULES = sf.schedules.names()
-SAMPLERS = sf.samplers.names()
+SAMPLERS = [name for name in sf.samplers.names() if name not in sf.samplers.TOKENS]
 GRIDS = sf.grids.names()
 MODES = [[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]]
 MIXTURE = sf.oracles.GaussianMixture([0.5, 0.3, 0.2], MODES, 0.09)
@@ -34,7 +34,8 @@ LIKE = torch.zeros(1, 2, dtype=torch.float64)
 ORDERED = [name for name in SAMPLERS if sf.samplers.get(name).order is not None]
 #: What follows a tolerance, not the grid.
 ADAPTIVE = ["rk45"]
-#: Solvers whose order shows only on finer grids than the kit's; that of lms is checked by value (test_checks_solvers).
+#: Solvers whose order shows only on finer grids than the kit's; those of lms and unipc are checked by value
+#: (test_checks_solvers).
 ORDER_STEPS = {"dpmpp-3m": (160, 320), "deis": (160, 320), "pndm": (160, 320)}
 #: The samplers that fit any process, products included.
 GENERAL = ["ddpm", "ddim"]
@@ -65,13 +66,15 @@ def test_ends_are_finite(name: str, schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "flow", "karras"])
-@pytest.mark.parametrize("name", ORDERED)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_prediction_invariance(name: str, schedule: str) -> None:
-    """One exact belief restated as each prediction and read back gives the same sample (law 6), at every time asked."""
+    """One exact belief restated as each prediction and read back gives the same sample (law 6), at every time asked;
+    samplers that draw noise draw the same.
+    """
     process = process_of(schedule)
     exact, grid = MIXTURE.denoiser(process), sf.grids.uniform(process.schedule, 12)
     x1 = process.prior(LIKE.repeat(8, 1)).draw(sf.Streams(range(8)))
-    truth = sf.sample(exact, process, sf.samplers.get(name), grid, x1)
+    truth = sf.sample(exact, process, sf.samplers.get(name), grid, x1, rng=sf.Streams(range(8)))
     for prediction in PREDICTIONS:
         if schedule == "flow" and prediction in ("eps", "score"):
             continue  # refused at construction: alpha(1) = 0
@@ -80,8 +83,40 @@ def test_prediction_invariance(name: str, schedule: str) -> None:
         def restated(x: Any, t: Any, cond: Any = None, head: Any = head) -> Any:
             return head(head.target(exact(x, t).point(), x, t), x, t)
 
-        x = sf.sample(restated, process, sf.samplers.get(name), grid, x1)
+        x = sf.sample(restated, process, sf.samplers.get(name), grid, x1, rng=sf.Streams(range(8)))
         assert torch.allclose(x, truth, rtol=0, atol=1e-6), prediction
+
+
+class Shrinking:
+    """The exact model of N(0, 1/4), by two numbers a level."""
+
+    def __init__(self, schedule: Any) -> None:
+        self.schedule = schedule
+
+    def __call__(self, x: torch.Tensor, t: Any, cond: Any = None) -> Any:
+        alpha, sigma = self.schedule(torch.as_tensor(t, dtype=torch.float64))
+        share = 0.25 * alpha / (0.25 * alpha**2 + sigma**2)
+        return sf.laws.Dirac(x * (share[:, None] if share.ndim else share))
+
+
+#: Grids by turns: every sampler and every schedule meet all of them ("uniform" is above).
+OTHERS = [name for name in GRIDS if name != "uniform"]
+TURNS = [(name, schedule, i + j) for i, name in enumerate(SAMPLERS) for j, schedule in enumerate(SCHEDULES)]
+
+
+@pytest.mark.parametrize(("name", "schedule", "turn"), TURNS)
+def test_fifty_steps(name: str, schedule: str, turn: int) -> None:
+    """Finite, or refused before the first step (law 11)."""
+    process, sampler = process_of(schedule), sf.samplers.get(name)
+    for grid in (OTHERS[(turn + k) % len(OTHERS)] for k in (0, 2, 5)):
+        times = sf.grids.get(grid)(process.schedule, 50)[:: 10 if name in ADAPTIVE else 1]
+        x1 = process.prior(torch.zeros(2, 1, dtype=torch.float64)).draw(sf.Stream(0))
+        try:
+            states = sf.trajectory(Shrinking(process.schedule), process, sampler, times, x1, rng=1)
+        except sf.Refusal:
+            continue
+        *_, x = states
+        assert bool(torch.isfinite(x).all()), grid
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
@@ -98,7 +133,7 @@ def test_streams_and_driver(name: str, schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine-continuous", "karras"])
-@pytest.mark.parametrize("name", [name for name in ORDERED if name not in (*ADAPTIVE, "lms")])
+@pytest.mark.parametrize("name", [name for name in ORDERED if name not in (*ADAPTIVE, "lms", "unipc")])
 def test_order(name: str, schedule: str) -> None:
     check_order(sf.samplers.get(name), process_of(schedule), MIXTURE, steps=ORDER_STEPS.get(name, (80, 160)))
 
@@ -125,6 +160,22 @@ def test_recovery(name: str, schedule: str) -> None:
 def test_a_product(name: str) -> None:
     process, oracle, like = product_case()
     check_sampler(sf.samplers.get(name), process, oracle, like=like, steps=STEPS[name])
+
+
+class Restores:
+    """A model of images that gives back most of what it sees."""
+
+    def denoiser(self, process: Any) -> Any:
+        return lambda x, t, cond=None: sf.laws.Dirac(0.9 * x + 0.1)
+
+
+@pytest.mark.parametrize("name", GENERAL)
+@pytest.mark.parametrize("kind", ["cold", "heat"])
+def test_streams_from_a_fitted_prior(kind: str, name: str) -> None:
+    x0 = torch.randn(200, 1, 4, 4, dtype=torch.float64)
+    make = {"cold": sf.processes.Cold(sf.degradations.Blur(2.0)), "heat": sf.processes.Heat()}
+    check_streams(sf.samplers.get(name), make[kind].fit(x0), Restores(), x0[:1])
+    check_driver(sf.samplers.get(name), make[kind].fit(x0), Restores(), x0[:1])
 
 
 def test_per_part_samplers() -> None:

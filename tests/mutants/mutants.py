@@ -59,8 +59,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cosine betas not clipped",
         "schedules/tables.py",
-        ".clamp(max=max_beta)",
-        ".clamp(max=1 - 1e-9)",
+        '.clamp(max=max_beta), "cosine")',
+        '.clamp(max=1 - 1e-9), "cosine")',
         (f"{DDPM}::test_improved_ddpm_cosine_schedule",),
     ),
     Mutant(
@@ -365,8 +365,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "dynamic threshold without rescaling",
         "guidance/thresholds.py",
-        "x0.clamp(-bound, bound) / bound * self.limit",
-        "x0.clamp(-bound, bound)",
+        "off.clamp(-bound, bound) / bound * self.limit",
+        "off.clamp(-bound, bound)",
         (f"{CORE}::test_thresholds",),
     ),
     # --------------------------------------------------------------------------------------------------- training

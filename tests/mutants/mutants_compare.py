@@ -67,7 +67,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "cells of other weights continued",
         "comparison/run.py",
-        '"weights_sha256": hashlib.sha256(pack_tensors(model.net.state_dict())).hexdigest(),',
+        '"weights_sha256": _weights(model),',
         '"weights_sha256": "",',
         (f"{COMPARE}::test_other_weights_go_into_another_folder",),
     ),
@@ -95,8 +95,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "every cell from other noise",
         "comparison/run.py",
-        "grid=grid, seed=self.seed,\n",
-        "grid=grid, seed=self.seed + len(found),\n",
+        "grid=grid, seed=self.seed, autoguide",
+        "grid=grid, seed=self.seed + len(found), autoguide",
         (
             f"{COMPARE}::test_a_cell_is_what_sampling_and_evaluating_give",
             f"{COMPARE}::test_all_samplers_start_from_the_same_noise",

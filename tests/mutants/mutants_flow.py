@@ -111,7 +111,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "SB-CFM without its coupling",
         "recipes/sb_cfm.py",
-        "velocity_loss, Entropic(settings.sigma))",
+        "velocity_loss, coupling)",
         "velocity_loss)",
         (f"{FLOW}::test_sb_cfm_trains_on_entropic_pairs_and_bridges",),
     ),

@@ -34,14 +34,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "Runge-Kutta: a wrong stage weight",
-        "likelihood/runge_kutta.py",
+        "dormand_prince.py",
         "(9017 / 3168, -355 / 33,",
         "(9017 / 3168, -355 / 32,",
         EXACT,
     ),
     Mutant(
         "Runge-Kutta: one step size for the batch",
-        "likelihood/runge_kutta.py",
+        "dormand_prince.py",
         "size[rows] = h *",
         "size[rows] = h.abs().min() * h.sign() *",
         (f"{LIKELIHOOD}::test_a_sample_does_not_depend_on_its_batch",),

@@ -75,7 +75,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "rk45 goes on with a state that is not finite",
-        "samplers/adaptive.py",
+        "dormand_prince.py",
         "if not bool(torch.isfinite(error).all()):",
         "if False:",
         (f"{SOLVERS}::test_rk45_stops_at_a_state_that_is_not_finite",),

@@ -68,8 +68,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a simple loss in place of the bound",
         "training/variational.py",
-        "loss: Tensor = ((high - low) * slope).to(error) * error / 2",
-        "loss: Tensor = ((high - low) * slope.detach() / slope.detach()).to(error) * error / 2",
+        "cast((high - low) * slope, error) * error / 2",
+        "cast((high - low) * slope.detach() / slope.detach(), error) * error / 2",
         (f"{VDM}::test_the_bound_of_normal_data_is_its_entropy",),
     ),
     Mutant(
@@ -89,8 +89,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a prior term without its half",
         "training/variational.py",
-        "torch.exp(-high).to(x0.device) / 2",
-        "torch.exp(-high).to(x0.device)",
+        "torch.exp(-high).to(square.device) / 2",
+        "torch.exp(-high).to(square.device)",
         (f"{VDM}::test_an_estimate_of_the_bound_is_its_three_terms",),
     ),
 )

@@ -80,14 +80,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "Runge-Kutta whose error is measured with another embedded method",
-        "samplers/adaptive.py",
+        "dormand_prince.py",
         "22 / 525, -1 / 40)",
         "22 / 525, 1 / 40)",
         (f"{CHECKS}::test_rk45_reaches_its_tolerance",),
     ),
     Mutant(
         "Runge-Kutta that shares its steps across the batch",
-        "samplers/adaptive.py",
+        "dormand_prince.py",
         "kept = error <= 1",
         "kept = (error <= 1).all().expand(len(error))",
         (f"{CHECKS}::test_rk45_is_the_same_on_any_grid_and_in_any_batch",),

@@ -6,8 +6,12 @@ imports what it needs when it runs.
 
 from __future__ import annotations
 
+import functools
+import inspect as inspection
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -52,9 +56,95 @@ Autoguide = Annotated[
     typer.Option(metavar="RUN", help="Guide away from a weaker run (a run folder, or one of its snapshot files)."),
 ]
 Raw = Annotated[bool, typer.Option("--raw", help="Use the trained weights in place of their average.")]
+Threshold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:KEY=VALUE]",
+        help="Hold predicted clean images in range: none, static, dynamic:quantile=0.995. Default: the run's.",
+    ),
+]
+Prompt = Annotated[str | None, typer.Option(metavar="TEXT", help="Text models: what every sample begins with.")]
+Infill = Annotated[
+    str | None,
+    typer.Option(metavar="TEXT", help="Text models: a text to fill, one underscore for every free character."),
+]
+Temperature = Annotated[
+    float | None, typer.Option(help="Text models: below 1 likelier tokens, 0 the likeliest. Default: the recipe's.")
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(help="Text models: choose among the likeliest tokens of this mass. Default: the recipe's."),
+]
+Count = Annotated[int | None, typer.Option("--n", help="How many. Default: 8 per class, or 64.")]
+Many = Annotated[int | None, typer.Option("--n", help="How many. Default: 2000, or as many as training images.")]
 Likelihood = Annotated[
     bool, typer.Option("--likelihood", help="Measure bits per dimension of test images in place of samples.")
 ]
+Transport = Annotated[
+    bool, typer.Option("--transport", help="Measure a flow's straightness and transport cost in place of samples.")
+]
+
+
+def _job(
+    label: Label = None,
+    guidance: Guidance = None,
+    interval: Interval = None,
+    threshold: Threshold = None,
+    seed: Seed = 0,
+    batch: Batch = 256,
+    device: Device = "auto",
+    raw: Raw = False,
+    ema: Ema = None,
+    autoguide: Autoguide = None,
+) -> Any:
+    """The options of every verb that samples, as a job."""
+    from sfumato.cli.verbs import Job
+
+    return Job(
+        label=label, guidance=guidance, interval=interval, threshold=threshold, seed=seed, batch=batch, device=device,
+        raw=raw, ema=ema, autoguide=autoguide,
+    )  # fmt: skip
+
+
+def _solver(
+    sampler: SamplerName = None,
+    steps: Steps = None,
+    grid: GridName = None,
+    prompt: Prompt = None,
+    infill: Infill = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+) -> dict[str, Any]:
+    """The options of verbs that sample with one solver."""
+    return {
+        "sampler": sampler, "steps": steps, "grid": grid, "prompt": prompt, "infill": infill,
+        "temperature": temperature, "top_p": top_p,
+    }  # fmt: skip
+
+
+def shared(**groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb with the options of other functions: each group's in the place of the verb's parameter of its name.
+
+    The verb is called with what the group's function makes of them.
+    """
+
+    def shares(verb: Callable[..., None]) -> Callable[..., None]:
+        options = {name: inspection.signature(group, eval_str=True).parameters for name, group in groups.items()}
+        own = inspection.signature(verb, eval_str=True)
+
+        @functools.wraps(verb)
+        def wrapper(**given: Any) -> None:
+            made = {name: group(**{key: given.pop(key) for key in options[name]}) for name, group in groups.items()}
+            verb(**made, **given)
+
+        whole = [option for p in own.parameters.values() for option in options.get(p.name, {p.name: p}).values()]
+        # keyword-only: an option without a default may follow one with a default
+        parameters = [option.replace(kind=inspection.Parameter.KEYWORD_ONLY) for option in whole]
+        wrapper.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {option.name: option.annotation for option in parameters}
+        return wrapper
+
+    return shares
 
 
 @app.command("list")
@@ -72,7 +162,7 @@ def inspect(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="DATA|RUN|SCHEDULE", help="A data set, an .npz file, a run folder or a schedule's name."
+            metavar="DATA|RUN|SCHEDULE", help="A data set, an .npz or .txt file, a run folder or a schedule's name."
         ),
     ],
     sheet: Annotated[Path | None, typer.Option(metavar="PNG", help="Where the contact sheet or picture goes.")] = None,
@@ -86,7 +176,9 @@ def inspect(
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="See: sfumato list recipes.")],
-    data: Annotated[str, typer.Option(metavar="DATA", help="An embedded set or an .npz file. See: sfumato list data.")],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help="An embedded set, an .npz or a .txt. See: sfumato list data.")
+    ],
     out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
     minutes: Annotated[float | None, typer.Option(help="Train this long (default 3).")] = None,
     steps: Annotated[int | None, typer.Option(help="Train this many steps.")] = None,
@@ -107,66 +199,44 @@ def train(
 
 
 @app.command()
-def sample(
-    run: Run,
-    n: Annotated[int | None, typer.Option("--n", help="How many. Default: 8 per class, or 64.")] = None,
-    out: Out = None,
-    label: Label = None,
-    guidance: Guidance = None,
-    interval: Interval = None,
-    sampler: SamplerName = None,
-    steps: Steps = None,
-    grid: GridName = None,
-    seed: Seed = 0,
-    batch: Batch = 256,
-    device: Device = "auto",
-    raw: Raw = False,
-    ema: Ema = None,
-    autoguide: Autoguide = None,
-) -> None:
-    """Sample from a run: samples.npz, grid.png (row = class) and samples.json."""
-    from sfumato.cli.verbs import Job, sample_run
+@shared(solver=_solver, job=_job)
+def sample(run: Run, n: Count = None, out: Out = None, solver: Any = None, job: Any = None) -> None:
+    """Sample from a run: samples.npz, a file to look at (grid.png, row = class; samples.txt) and samples.json."""
+    from sfumato.cli.verbs import sample_run
 
-    job = Job(n, label, guidance, interval, sampler, steps, grid, seed, batch, device, raw, ema, autoguide)
-    sample_run(run, job, out)
+    sample_run(run, replace(job, n=n, **solver), out)
 
 
 @app.command("eval")
+@shared(solver=_solver, job=_job)
 def eval_(
     run: Run,
-    n: Annotated[
-        int | None, typer.Option("--n", help="How many. Default: 2000, or as many as training images.")
-    ] = None,
+    n: Many = None,
     out: Out = None,
-    label: Label = None,
-    guidance: Guidance = None,
-    interval: Interval = None,
-    sampler: SamplerName = None,
-    steps: Steps = None,
-    grid: GridName = None,
-    seed: Seed = 0,
-    batch: Batch = 256,
-    device: Device = "auto",
-    raw: Raw = False,
-    ema: Ema = None,
-    autoguide: Autoguide = None,
+    solver: Any = None,
+    job: Any = None,
     likelihood: Likelihood = False,
+    transport: Transport = False,
 ) -> None:
     """Sample from a run and measure the samples; appends to RUN/metrics.jsonl."""
+    job = replace(job, n=n, **solver)
     if likelihood:
         from sfumato.cli.likelihood import likelihood_run
 
-        unused: dict[str, object] = {"out": out, "label": label, "guidance": guidance, "interval": interval}
-        unused |= {"sampler": sampler, "steps": steps, "grid": grid, "autoguide": autoguide}
-        likelihood_run(run, n, seed, batch, device, raw, ema, unused)
+        likelihood_run(run, job, out, transport)
         return
-    from sfumato.cli.verbs import Job, evaluate_run
+    if transport:
+        from sfumato.cli.transport import transport_run
 
-    job = Job(n, label, guidance, interval, sampler, steps, grid, seed, batch, device, raw, ema, autoguide)
+        transport_run(run, job, out)
+        return
+    from sfumato.cli.verbs import evaluate_run
+
     evaluate_run(run, job, out)
 
 
 @app.command()
+@shared(job=_job)
 def compare(
     run: Run,
     samplers: Annotated[
@@ -185,20 +255,12 @@ def compare(
         Path | None,
         typer.Option(metavar="DIR", help="Where results go, and continue. Default: RUN/compare or RUN/compare-ode."),
     ] = None,
-    label: Label = None,
-    guidance: Guidance = None,
-    interval: Interval = None,
-    seed: Seed = 0,
-    batch: Batch = 256,
-    device: Device = "auto",
-    raw: Raw = False,
+    job: Any = None,
 ) -> None:
     """Compare samplers on a run: quality, or the distance to the ODE, against evaluations and seconds."""
     from sfumato.cli.compare import compare_run
-    from sfumato.cli.verbs import Job
 
-    job = Job(n, label, guidance, interval, samplers, None, grid, seed, batch, device, raw)
-    compare_run(run, job, steps, against_ode, out)
+    compare_run(run, replace(job, n=n, sampler=samplers, grid=grid), steps, against_ode, out)
 
 
 @app.command()

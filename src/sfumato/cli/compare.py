@@ -24,22 +24,21 @@ def compare_run(run: Path, job: Job, steps: str, against_ode: bool, out: Path | 
     """Compare, print the table, and say where everything is."""
     from sfumato.comparison import compare, compare_with_ode
     from sfumato.comparison.run import SOLVED
-    from sfumato.training.diffusion import load
 
     counts = numbers(steps)
-    model = load(run, weights="raw" if job.raw else "ema", device=job.device)
+    model, weak = job.model(run), job.weak()
     folder = out or run / ("compare-ode" if against_ode else "compare")
     if against_ode:
         result = compare_with_ode(
             model, samplers=job.sampler or "", steps=counts, grids=job.grid, n=SOLVED if job.n is None else job.n,
             label=job.label, guidance=job.guidance, interval=job.interval, seed=job.seed, batch=job.batch, out=folder,
-            tell=_tell,
+            autoguide=weak, threshold=job.threshold, tell=_tell,
         )  # fmt: skip
     else:
         result = compare(
             model, str(model.data["name"]), samplers=job.sampler or "", steps=counts, grids=job.grid, n=job.n,
             label=job.label, guidance=job.guidance, interval=job.interval, seed=job.seed, batch=job.batch, out=folder,
-            tell=_tell,
+            autoguide=weak, threshold=job.threshold, tell=_tell,
         )  # fmt: skip
     print(f"\n{result.table()}\n\n{folder}: compare.png, compare.md, compare.csv, compare.json")
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from sfumato.cli.verbs import Job, append_records
 
 #: How many test images are measured unless told otherwise.
 IMAGES = 128
@@ -13,31 +12,18 @@ IMAGES = 128
 MOST_AT_ONCE = 64
 
 
-def likelihood_run(
-    run: Path,
-    n: int | None,
-    seed: int,
-    batch: int,
-    device: str,
-    raw: bool,
-    ema: float | None,
-    unused: Mapping[str, Any],
-) -> None:
-    """Measure, print the table, append the records to ``RUN/metrics.jsonl``; ``unused``: options of sampling."""
+def likelihood_run(run: Path, job: Job, out: Path | None, transport: bool) -> None:
+    """Measure, print the table, append the records to ``RUN/metrics.jsonl``."""
     from sfumato import data, likelihood
     from sfumato.errors import Refusal
-    from sfumato.training.diffusion import load, read_config
+    from sfumato.training.diffusion import read_config
 
-    given = [name for name, value in unused.items() if value is not None]
-    if given:
-        raise Refusal(f"--{given[0]} goes with samples, and --likelihood draws none; leave one of them out")
+    job.refuse_sampling("--likelihood", out, ("transport", transport))
     loaded = data.load(read_config(run)["data"]["name"])
-    model = load(run, weights="raw" if raw else "ema", ema=ema, device=device)
-    count = min(IMAGES, len(loaded.test)) if n is None else n
-    if batch < 1:
-        raise Refusal(f"batch={batch}: needs at least 1")
-    records = likelihood.evaluate(model, loaded, count, seed=seed, batch=min(batch, MOST_AT_ONCE))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
+    model = job.model(run)
+    count = min(IMAGES, len(loaded.test)) if job.n is None else job.n
+    if job.batch < 1:
+        raise Refusal(f"batch={job.batch}: needs at least 1")
+    records = likelihood.evaluate(model, loaded, count, seed=job.seed, batch=min(job.batch, MOST_AT_ONCE))
     print(likelihood.table(records))
-    print(f"appended to {run / 'metrics.jsonl'}")
+    append_records(run, records)

@@ -39,7 +39,7 @@ def _recipes() -> list[Row]:
 def _data() -> list[Row]:
     from sfumato import data
 
-    return [(name,) for name in data.names()]
+    return [(name, kind) for kind, sets in data.names().items() for name in sets]
 
 
 def _samplers() -> list[Row]:

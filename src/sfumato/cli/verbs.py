@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -17,30 +17,72 @@ from sfumato.errors import Refusal
 @final
 @dataclass(frozen=True)
 class Job:
-    """The options that ``sample`` and ``eval`` share."""
+    """The options that ``sample``, ``eval`` and ``compare`` share."""
 
-    n: int | None
-    label: list[str] | None
-    guidance: float | None
-    interval: tuple[float, float] | None
-    sampler: str | None
-    steps: int | None
-    grid: str | None
-    seed: int
-    batch: int
-    device: str
-    raw: bool
+    n: int | None = None
+    label: list[str] | None = None
+    guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    grid: str | None = None
+    seed: int = 0
+    batch: int = 256
+    device: str = "auto"
+    raw: bool = False
     ema: float | None = None
     autoguide: Path | None = None
+    threshold: str | None = None
+    prompt: str | None = None
+    infill: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+
+    def model(self, run: Path) -> Any:
+        """The run's model with the weights asked for."""
+        from sfumato.training.diffusion import load
+
+        return load(run, weights="raw" if self.raw else "ema", ema=self.ema, device=self.device)
+
+    def weak(self) -> Any:
+        """The model to guide away from, or None."""
+        from sfumato.training.diffusion import load
+
+        return None if self.autoguide is None else load(self.autoguide, device=self.device)
+
+    def refuse_sampling(self, option: str, out: Path | None, *more: tuple[str, bool]) -> None:
+        """Raises :class:`Refusal` for what goes with samples only; ``option`` draws none.  ``more``: flags."""
+        names = (
+            "label",
+            "guidance",
+            "interval",
+            "sampler",
+            "steps",
+            "grid",
+            "autoguide",
+            "threshold",
+            "prompt",
+            "infill",
+            "temperature",
+            "top_p",
+        )
+        given = ["out"] if out is not None else []
+        given += [name for name in names if getattr(self, name) is not None]
+        given += [name for name, value in more if value]
+        if given:
+            raise Refusal(f"--{given[0]} goes with samples, and {option} draws none; leave one of them out")
 
     def samples(self, run: Path) -> Any:
         """Load the run and sample: all classes in turn unless labels are given."""
-        from sfumato.training.diffusion import load
+        from sfumato.cli.text import live
 
-        model = load(run, weights="raw" if self.raw else "ema", ema=self.ema, device=self.device)
-        weak = None if self.autoguide is None else load(self.autoguide, device=self.device)
+        model = self.model(run)
         label = self.label or list(model.classes) or None
         n = self.n if self.n is not None else 8 * len(model.classes) or 64
+        with live(model) as watch:
+            return self._sampled(model, n, label, watch)
+
+    def _sampled(self, model: Any, n: int, label: Any, watch: Any) -> Any:
         return model.sample(
             n,
             label=label,
@@ -51,7 +93,13 @@ class Job:
             grid=self.grid,
             seed=self.seed,
             batch=self.batch,
-            autoguide=weak,
+            autoguide=self.weak(),
+            threshold=self.threshold,
+            prompt=self.prompt,
+            infill=self.infill,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            watch=watch,
         )
 
 
@@ -75,6 +123,11 @@ def inspect_target(target: str, sheet: Path | None) -> None:
     from sfumato import data
 
     loaded = data.load(target)
+    if loaded.kind != "images":
+        if sheet is not None:
+            raise Refusal(f"--sheet shows images, and {loaded.name} holds {loaded.kind}; leave it out")
+        Console(highlight=False).print(loaded.report())
+        return
     path = sheet or Path(f"{Path(target).stem}-sheet.png")
     if path.exists():
         raise Refusal(f"{path} exists already and is kept; give another --sheet FILE")
@@ -232,7 +285,11 @@ def sample_run(run: Path, job: Job, out: Path | None) -> None:
         f"{len(samples)} samples in {record['seconds']:.1f} s: {record['sampler']}, {record['steps']} steps, "
         f"{record['nfe']} evaluations each, guidance {record['guidance']:g}"
     )
-    print(f"{target}: grid.png, samples.npz, samples.json")
+    if samples.view.noun == "texts":
+        from sfumato.cli.text import show
+
+        show(samples)
+    print(f"{target}: {samples.view.file}, samples.npz, samples.json")
 
 
 def evaluate_run(run: Path, job: Job, out: Path | None) -> None:
@@ -243,6 +300,13 @@ def evaluate_run(run: Path, job: Job, out: Path | None) -> None:
     if out is not None:
         check_free(out)
     loaded = data.load(read_config(run)["data"]["name"])
+    if loaded.kind != "images":
+        from sfumato.cli.text import evaluate_text_run
+
+        if loaded.kind != "text":
+            raise Refusal(f"{run} makes {loaded.kind}, which have no metrics here; sample it and look at the plot")
+        evaluate_text_run(run, job, out)
+        return
     least, most = metrics.limits(loaded)
     job = replace(job, n=min(EVALUATED, most) if job.n is None else job.n)
     if not least <= (job.n or 0) <= most:
@@ -263,7 +327,13 @@ def measure(run: Path, samples: Any, data: Any) -> None:
     from sfumato import metrics
 
     records = metrics.evaluate(samples.x, samples.index(), data, generated=metrics.made(samples.record))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
     print(metrics.table(records))
-    print(f"appended to {run / 'metrics.jsonl'}")
+    append_records(run, records)
+
+
+def append_records(run: Path, records: Sequence[Any]) -> None:
+    """Append metric records to ``RUN/metrics.jsonl``, and say so."""
+    path = run / "metrics.jsonl"
+    with path.open("a") as file:
+        file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
+    print(f"appended to {path}")

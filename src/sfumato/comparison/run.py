@@ -58,6 +58,8 @@ class Job:
     interval: tuple[float, float] | None
     seed: int
     batch: int
+    autoguide: Any = None
+    threshold: str | None = None
 
     def plans(self, model: Any, samplers: str | Sequence[str], steps: Sequence[int], grids: Any) -> list[Plan]:
         """One checked plan per sampler, grid and number of steps.  Raises :class:`Refusal` for any that does not
@@ -73,7 +75,7 @@ class Job:
         for count, grid, name in itertools.product(sorted(steps), choices, names):
             job = plan(
                 model, self.n, label, guidance=self.guidance, interval=self.interval, sampler=name, steps=count,
-                grid=grid, seed=self.seed,
+                grid=grid, seed=self.seed, autoguide=self.autoguide, threshold=self.threshold,
             )  # fmt: skip
             trajectory(model.denoiser, model.process, job.sampler, job.times, None)  # refuses what does not fit
             found[_key(job)] = job
@@ -150,16 +152,19 @@ def compare(
     interval: tuple[float, float] | None = None,
     seed: int = 0,
     batch: int = 256,
+    autoguide: Any = None,
+    threshold: str | None = None,
     out: str | Path | None = None,
     tell: Tell | None = None,
 ) -> Comparison:
     """Measure ``n`` samples (2000) of every sampler at every number of steps against ``data``, from the same noise.
 
     ``samplers``: names with settings, such as ``["heun", "ddim:eta=0.5"]``; ``grids``: the run's own unless given, each
-    is combined with each sampler; ``label``: all classes in turn unless given.  ``out``: a folder for the results,
-    in which an interrupted comparison of the same settings continues; ``tell`` is called with a line of progress.
-    Raises :class:`Refusal` before any work for whatever does not fit, and :class:`Interrupted` on Ctrl-C, with
-    everything finished kept in ``out``.
+    is combined with each sampler; ``label``: all classes in turn unless given; ``autoguide``, ``threshold``: as for
+    :meth:`~sfumato.training.diffusion.Diffusion.sample`.  ``out``: a folder for the results, in
+    which an interrupted comparison of the same settings continues; ``tell`` is called with a line of progress.  Raises
+    :class:`Refusal` before any work for whatever does not fit, and :class:`Interrupted` on Ctrl-C, with everything
+    finished kept in ``out``.
     """
     loaded = data if isinstance(data, Data) else load_data(data)
     least, most = limits(loaded)
@@ -168,7 +173,7 @@ def compare(
         raise Refusal(f"n={count}: {loaded.name} can be evaluated with {least} to {most} samples")
     if list(loaded.shape) != list(model.data["shape"]):
         raise Refusal(f"{loaded.name} has images {list(loaded.shape)}, the model makes {list(model.data['shape'])}")
-    shared = Job(count, label, guidance, interval, seed, batch)
+    shared = Job(count, label, guidance, interval, seed, batch, autoguide, threshold)
     jobs = shared.plans(model, samplers, steps, grids)
     settings = _settings(model, jobs[0], shared) | {
         "measure": "quality", "floor": "real images", "data": loaded.name, "data_sha256": loaded.sha256,
@@ -188,6 +193,8 @@ def compare_with_ode(
     interval: tuple[float, float] | None = None,
     seed: int = 0,
     batch: int = 256,
+    autoguide: Any = None,
+    threshold: str | None = None,
     out: str | Path | None = None,
     tell: Tell | None = None,
     ode: ODE = REFERENCE,
@@ -197,7 +204,7 @@ def compare_with_ode(
     Arguments and errors as for :func:`compare`; samplers that draw noise are listed as not applicable.  ``ode`` says
     how the reference is solved.
     """
-    shared = Job(n, label, guidance, interval, seed, batch)
+    shared = Job(n, label, guidance, interval, seed, batch, autoguide, threshold)
     planned = shared.plans(model, samplers, steps, grids)
     left_out = stochastic(planned)
     jobs = [job for job in planned if job.sampler_name not in left_out]
@@ -214,6 +221,11 @@ def _silent(line: str) -> None:
     """Says nothing."""
 
 
+def _weights(model: Any) -> str:
+    """The checksum of a model's weights."""
+    return hashlib.sha256(pack_tensors(model.net.state_dict())).hexdigest()
+
+
 def _settings(model: Any, job: Plan, shared: Job) -> dict[str, Any]:
     """All that decides a cell beside its sampler, grid and steps, and where its seconds were measured."""
     label = shared.label if shared.label is not None else (list(model.classes) or None)
@@ -223,12 +235,13 @@ def _settings(model: Any, job: Plan, shared: Job) -> dict[str, Any]:
         "data": model.data["name"],
         "data_sha256": model.data["sha256"],
         "weights": model.weights,
-        "weights_sha256": hashlib.sha256(pack_tensors(model.net.state_dict())).hexdigest(),
+        "weights_sha256": _weights(model),
         "n": job.n,
         "label": [str(name) for name in ([label] if isinstance(label, str | int) else label)] if label else None,
         "guidance": float(job.guidance),
         "interval": None if job.interval is None else list(job.interval),
-        "clip": model.settings.sampling.clip,
+        "autoguide": None if job.weak is None else _weights(job.weak),
+        "threshold": job.threshold,
         "seed": job.seed,
         "batch": shared.batch,
         "compute": str(model.net.compute_dtype).removeprefix("torch."),

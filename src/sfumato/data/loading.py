@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
+from sfumato.data.corpora import is_text
 from sfumato.data.packed import DAMAGE, unpack
 from sfumato.data.sets import Data, Split
 from sfumato.data.transforms import Uint8Image
@@ -28,24 +29,42 @@ FILES = Path(__file__).parent / "files"
 HELD_OUT = 10
 
 
-def names() -> tuple[str, ...]:
-    """The embedded data sets."""
+def image_names() -> tuple[str, ...]:
+    """The embedded images."""
     return tuple(sorted(path.stem for path in FILES.glob("*.npz")))
 
 
-def load(name: str | Path) -> Data:
-    """The embedded set called ``name``, or the images of an ``.npz`` file.
+def names() -> dict[str, tuple[str, ...]]:
+    """The sets that need no file, by kind: images, text, points."""
+    from sfumato.data import corpora, manifolds
 
-    The file holds ``x``, uint8 ``[n, h, w]`` or ``[n, h, w, c]`` with 1 or 3 channels, and, where there are classes,
-    ``label`` of shape ``[n]``: integers ``0..K-1``, or names.  One image in ten is held out as the test split, chosen
-    by a fixed seed.  Raises :class:`Refusal` for an unknown name, a file that is damaged or of another make.
+    return {"images": image_names(), "text": corpora.names(), "points": tuple(manifolds.names())}
+
+
+def load(name: str | Path) -> Any:
+    """The set called ``name``, or a user's file: the images of an ``.npz`` or the text of a ``.txt``.
+
+    Its ``kind`` says what it is: :class:`~sfumato.data.sets.Data` (images), :class:`~sfumato.data.text.TextData` or
+    :class:`~sfumato.data.points.PointData`. An ``.npz`` holds ``x``, uint8 ``[n, h, w]`` or ``[n, h, w, c]`` with 1
+    or 3 channels, and, where there are classes, ``label`` of shape ``[n]``: integers ``0..K-1``, or names. One
+    image in ten is held out as the test split, chosen by a fixed seed. Raises :class:`Refusal` for an unknown name,
+    a file that is damaged or of another make.
     """
-    text = str(name)
-    if text in names():
+    text, known = str(name), names()
+    if text in known["images"]:
         return _embedded(text)
+    if is_text(name):
+        from sfumato.data import text as texts
+
+        return texts.load(name)
+    if text in known["points"]:
+        from sfumato.data import points
+
+        return points.load(text)
     if text.endswith(".npz"):
         return _from_file(Path(name))
-    raise Refusal(f"unknown data {text!r}; {nearest(text, names())} (or the path of an .npz file with x and label)")
+    every = [each for kind in known.values() for each in kind]
+    raise Refusal(f"unknown data {text!r}; {nearest(text, every)} (or the path of an .npz of images or a .txt)")
 
 
 def _read(path: Path) -> bytes:

@@ -7,13 +7,14 @@ have one shape; nothing here changes after it is made, so two loads of one name 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from sfumato.data.report import Report
+from sfumato.data.rows import Dataset
 from sfumato.data.transforms import Transform, Uint8Image
 from sfumato.errors import Refusal, nearest
 
@@ -51,6 +52,7 @@ class Data:
     source: str
     licence: str
     sha256: str
+    kind: ClassVar[str] = "images"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,6 +69,19 @@ class Data:
     def standardised(self) -> Data:
         """The same data, whose model units have mean 0 and standard deviation 0.5 over the training images."""
         return replace(self, transform=Uint8Image.standardised(self.train.x))
+
+    def prepared(self, settings: Any) -> Data:
+        """The data in the units that a recipe's settings ask for."""
+        return self.standardised() if settings.optimisation.standardise else self
+
+    def rows(self, device: torch.device) -> Dataset:
+        """The training split, as training reads it."""
+        return Dataset(self.train.x, self.train.label, device)
+
+    @property
+    def held_out(self) -> Split:
+        """The split that validation reads."""
+        return self.test
 
     def spec(self) -> dict[str, Any]:
         """What a checkpoint stores of it (JSON)."""

@@ -6,14 +6,16 @@ float32 of about unit range; the user's side is uint8 pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from sfumato.data.text_transform import TextTransform
+from sfumato.data.views import Images, View
 from sfumato.errors import Refusal, nearest
 
 
@@ -25,13 +27,18 @@ class Transform(Protocol):
         """The model's state for stored data."""
         ...
 
-    def decode(self, x: Tensor) -> Tensor:
-        """The user's units for a model's state; refuses non-finite states."""
+    def decode(self, x: Tensor) -> Any:
+        """The user's units for a model's state (pixels, strings); refuses states that are none."""
         ...
 
     @property
-    def limits(self) -> tuple[float, float]:
-        """The least and the greatest value that data can have in the model's units."""
+    def dtype(self) -> torch.dtype:
+        """The type of the model's state."""
+        ...
+
+    @property
+    def view(self) -> View:
+        """How samples in the user's units are stored and shown."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -50,6 +57,8 @@ class Uint8Image:
 
     centre: float = 127.5
     spread: float = 127.5
+    dtype: ClassVar[torch.dtype] = torch.float32
+    view: ClassVar[View] = Images()
 
     def __post_init__(self) -> None:
         if not self.spread > 0:
@@ -96,8 +105,18 @@ class Uint8Image:
         return {"name": "uint8-image", "centre": self.centre, "spread": self.spread}
 
 
-#: Every transform by the name that its ``to_json`` writes.
-TRANSFORMS: dict[str, type[Uint8Image]] = {"uint8-image": Uint8Image}
+def _points(data: str) -> Transform:
+    from sfumato.data.points import PointTransform
+
+    return PointTransform(data)
+
+
+#: What rebuilds every transform, by the name that its ``to_json`` writes.
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "uint8-image": Uint8Image,
+    "text": TextTransform.stored,
+    "points": _points,
+}
 
 
 def from_json(record: Mapping[str, Any]) -> Transform:

@@ -1,7 +1,7 @@
 """Wrappers that change a belief alone: static and dynamic thresholding of the predicted clean data.
 
 The contract: ``Mapped(denoiser, f)`` believes ``f`` of what the denoiser believes.  Thresholds act on the belief's
-point in model units, and a belief's variance is kept.
+point in model units, and a belief's variance is kept.  :func:`build` makes one from a word, for data in a given range.
 """
 
 from __future__ import annotations
@@ -12,10 +12,15 @@ from typing import Any, final
 
 from torch import Tensor
 
+from sfumato import spec
 from sfumato.core import Cond, Denoiser, Law, Time
 from sfumato.errors import Refusal
-from sfumato.laws import Dirac, Normal
+from sfumato.laws import Dirac
+from sfumato.registry import Registry
 from sfumato.trees import against
+
+#: From belief to belief.
+Change = Callable[[Law[Any]], Law[Any]]
 
 
 @final
@@ -24,7 +29,7 @@ class Mapped:
     """``f(denoiser(x_t, t, cond))``."""
 
     denoiser: Denoiser[Any]
-    f: Callable[[Law[Any]], Law[Any]]
+    f: Change
 
     def __call__(self, x_t: Any, t: Time, cond: Cond | None = None) -> Law[Any]:
         """The mapped belief."""
@@ -32,7 +37,10 @@ class Mapped:
 
 
 def _with_point(q: Law[Any], point: Tensor) -> Law[Any]:
-    return replace(q, mean=point) if isinstance(q, Normal) else Dirac(point)
+    """The same belief around another point: a law's first leaf is its point where it is called so."""
+    own: Any = q
+    first = next(iter(getattr(q, "leaves", ())), "")
+    return replace(own, **{first: point}) if first in ("x", "mean") else Dirac(point)
 
 
 @final
@@ -55,14 +63,15 @@ class clip:
 @final
 @dataclass(frozen=True)
 class dynamic:
-    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp to the ``quantile`` of ``|x0|`` per sample,
-    rescale.
+    """Dynamic thresholding (Saharia et al. 2022, section 2.3): clamp to the ``quantile`` of ``|x0 - centre|`` per
+    sample, rescale.
 
     Samples whose quantile lies below ``limit`` are clamped to ``limit`` and not rescaled.
     """
 
     quantile: float = 0.995
     limit: float = 1.0
+    centre: float = 0.0
 
     def __post_init__(self) -> None:
         if not (0 < self.quantile <= 1 and self.limit > 0):
@@ -72,7 +81,41 @@ class dynamic:
 
     def __call__(self, q: Law[Any]) -> Law[Any]:
         """The belief with its point thresholded."""
-        x0 = q.point()
-        bound = x0.flatten(1).abs().float().quantile(self.quantile, dim=1).clamp(min=self.limit)
-        bound = against(bound.to(x0), x0)
-        return _with_point(q, x0.clamp(-bound, bound) / bound * self.limit)
+        off = q.point() - self.centre
+        bound = off.flatten(1).abs().float().quantile(self.quantile, dim=1).clamp(min=self.limit)
+        bound = against(bound.to(off), off)
+        return _with_point(q, self.centre + off.clamp(-bound, bound) / bound * self.limit)
+
+
+def none(low: float, high: float) -> Change:
+    """No threshold: every belief as it is."""
+    return lambda q: q
+
+
+def within(low: float, high: float, quantile: float = 0.995) -> dynamic:
+    """Dynamic thresholding about the middle of the range ``[low, high]``, to the range."""
+    return dynamic(quantile, (high - low) / 2, (high + low) / 2)
+
+
+#: What a threshold is called on the command line; each is built for the range of the data.
+registry: Registry[Change] = Registry("threshold")
+registry.add("none", none)
+registry.add("static", clip)
+registry.add("dynamic", within)
+
+
+def parse(text: str) -> str:
+    """``text`` with all its settings: ``"dynamic"`` is ``"dynamic:quantile=0.995"``.
+
+    Raises :class:`Refusal` for an unknown name or setting, and for a value out of range.
+    """
+    name, given = spec.parse("threshold", text, registry.builder, given=2)
+    registry.builder(name)(-1.0, 1.0, **given)  # refuses a value out of range
+    defaults = {key: own.default for key, own in spec.settings_of(registry.builder(name), 2).items()}
+    return spec.text(name, defaults | given)
+
+
+def build(text: str, low: float, high: float) -> Change:
+    """The threshold that a text such as ``"dynamic:quantile=0.99"`` describes, for data in ``[low, high]``."""
+    name, given = spec.parse("threshold", text, registry.builder, given=2)
+    return registry.builder(name)(low, high, **given)

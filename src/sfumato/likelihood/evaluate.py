@@ -39,6 +39,7 @@ from sfumato.likelihood.vlb import (
 from sfumato.metrics.records import Record
 from sfumato.processes.decoder import Levels
 from sfumato.processes.gaussian import Gaussian
+from sfumato.processes.interpolant import Interpolant
 from sfumato.randomness import Streams
 from sfumato.schedules import at
 from sfumato.training.seeds import mix
@@ -108,6 +109,8 @@ def measure(
     """
     if isinstance(model.times, AtOne):
         raise Refusal("this model was distilled to one step and has no density; measure its teacher")
+    if not isinstance(model.process, Gaussian | Interpolant):
+        raise Refusal(f"a {type(model.process).__name__} process has no probability-flow ODE, so no density to measure")
     net = copy.deepcopy(model.net)
     net.compute_dtype = torch.float32
     denoiser = model.with_net(net.eval().requires_grad_(False), model.weights).denoiser

@@ -27,12 +27,12 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sfumato.core import Cond, Denoiser, Space
+from sfumato.dormand_prince import NotFinite, OutOfReach, integrate
 from sfumato.errors import Refusal
-from sfumato.likelihood.runge_kutta import integrate
 from sfumato.likelihood.trace import Exact, Trace
 from sfumato.schedules import Schedule, at, time_at
 from sfumato.spaces.euclidean import Euclidean
-from sfumato.trees import against, flat_sum
+from sfumato.trees import against, flat_sum, precise, precise_device
 
 #: ``x_1 [b, ...] -> log p(x_1) [b]`` in nats.
 LogDensity = Callable[[Tensor], Tensor]
@@ -97,7 +97,7 @@ def log_prob(
     if not start > end:
         raise Refusal(f"noise={noise:g} is no less than the schedule's own {1 / math.sinh(end):.4g} at t=1; give less")
     directions, factor = (trace or Exact()).probes(x0, space, rng)
-    dof = space.dof(x0).to("cpu", torch.float64)
+    dof = precise(space.dof(x0)).cpu()
     shape, b = x0.shape[1:], len(x0)
     d = math.prod(shape)
 
@@ -113,8 +113,8 @@ def log_prob(
             found = torch.zeros(len(rows), dtype=torch.float64)
             for k, v in enumerate(directions):
                 (pulled,) = torch.autograd.grad(point, y, v[here], retain_graph=k + 1 < len(directions))
-                found = found + factor * flat_sum((pulled * v[here]).cpu().double())
-        slope = point.detach().cpu().double().flatten(1) - torch.tanh(levels)[:, None] * state[:, :d]
+                found = found + factor * flat_sum(precise(pulled * v[here]).cpu())
+        slope = precise(point.detach()).cpu().flatten(1) - torch.tanh(levels)[:, None] * state[:, :d]
         rate = found - dof[rows] * torch.tanh(levels)
         return torch.cat([slope, rate[:, None]], 1)
 
@@ -123,12 +123,19 @@ def log_prob(
         states = (error[:, :d] / scale).square().mean(1).sqrt()
         return torch.maximum(states, error[:, d].abs() / d) / tolerance
 
-    first = torch.cat([math.tanh(start) * x0.detach().cpu().double().flatten(1), torch.zeros(b, 1).double()], 1)
-    with torch.no_grad():
-        last, evaluations = integrate(field, first, start, end, norm, max_evaluations)
+    first = torch.cat([math.tanh(start) * precise(x0.detach()).cpu().flatten(1), torch.zeros(b, 1).double()], 1)
+    try:
+        with torch.no_grad():
+            last, evaluations = integrate(field, first, start, end, norm, max_evaluations)
+    except NotFinite as found:
+        raise Refusal(
+            f"the flow of the model is not finite at asinh(alpha/sigma)={found.time:.3g}; is it trained?"
+        ) from None
+    except OutOfReach:
+        raise Refusal(f"the flow needs more than {max_evaluations} evaluations; give a larger tolerance") from None
     radius = math.hypot(*at(schedule, 1.0))
     latent = (radius * last[:, :d]).reshape(-1, *shape)
     density = prior or (lambda x: -process.prior(x).nll(x))
-    ends = density(latent.to(x0.device) if x0.device.type != "mps" else latent.to(x0)).cpu().double()
+    ends = precise(density(latent.to(precise_device(x0)))).cpu()
     logp = ends + last[:, d] + dof * (math.log(radius) + math.log(math.tanh(start)))
     return FlowLikelihood(logp, latent.to(x0), evaluations)

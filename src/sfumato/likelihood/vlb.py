@@ -3,7 +3,7 @@
 The contract (Sohl-Dickstein et al. 2015; Ho et al. 2020, eq. 5): ``-log P(x) <= KL(q(x_1|x) || prior) + sum over steps
 of KL(q(x_s|x_t,x) || p(x_s|x_t)) - E log P(x | x_first)``, where the last step is the discretised decoder about the
 belief at the lowest noise level.  As the steps shrink, the middle becomes the integral of the process's ``rate``
-(Kingma et al. 2021, eq. 12), here over ``l = asinh(alpha / sigma)``, in which ``rate dt = alpha sqrt(alpha^2 +
+(Kingma et al. 2021, eq. 15), here over ``l = asinh(alpha / sigma)``, in which ``rate dt = alpha sqrt(alpha^2 +
 sigma^2) / sigma^2 |x0hat - x0|^2 dl`` for every schedule.
 
 Both are unbiased Monte Carlo estimates: a sample's steps are an even spread with a random offset of its own.
@@ -28,6 +28,7 @@ from sfumato.processes.decoder import Discretised, Levels
 from sfumato.processes.gaussian import Gaussian
 from sfumato.randomness import as_rng
 from sfumato.schedules import at
+from sfumato.trees import precise, precise_device
 
 
 @final
@@ -116,19 +117,19 @@ def grid_bound(
     if float(times[-1]) != 0:
         raise Refusal(f"the grid ends at t={float(times[-1]):g}: a bound on the data needs a grid that ends in 0")
     inner, b = len(times) - 2, len(x0)
-    prior = process.marginal(x0, float(times[0])).kl(process.prior(x0)).double()
-    total = torch.zeros(b, dtype=torch.float64, device=x0.device)
+    prior = process.marginal(x0, float(times[0])).kl(process.prior(x0))
+    total = torch.zeros(b, dtype=torch.float64, device=precise_device(x0))
     chosen = [torch.full((b,), k) for k in range(inner)]
     if draws is not None and draws < inner:
         chosen = list((_spread(b, draws, rng) * inner).long().clamp(max=inner - 1))
     for k in chosen:
         t, s = times[k], times[k + 1]
         x_t = process.marginal(x0, t).draw(rng)
-        total = total + step_kl(process, denoiser(x_t, t, cond), x0, x_t, t, s).double()
+        total = total + precise(step_kl(process, denoiser(x_t, t, cond), x0, x_t, t, s))
     first = float(times[-2])
     x_t = latent(process, x0, first, rng)
     last = reconstruction(denoiser, process, x0, x_t, first, levels, cond)
-    return DataBound(prior, total * (inner / max(len(chosen), 1)), last, x_t, first, len(chosen) + 1)
+    return DataBound(precise(prior), total * (inner / max(len(chosen), 1)), last, x_t, first, len(chosen) + 1)
 
 
 def continuous_bound(
@@ -153,25 +154,25 @@ def continuous_bound(
     start = level_of(levels.width / 12**0.5 if noise is None else noise)
     if not start > end:
         raise Refusal(f"noise={noise}: is no less than the schedule's own at t=1; give less")
-    prior = process.marginal(x0, 1.0).kl(process.prior(x0)).double()
-    total = torch.zeros(b, dtype=torch.float64, device=x0.device)
+    prior = process.marginal(x0, 1.0).kl(process.prior(x0))
+    total = torch.zeros(b, dtype=torch.float64, device=precise_device(x0))
     for u in _spread(b, draws, rng):
         where = end + u * (start - end)
         t = times_at(process.schedule, where)
         x_t = process.marginal(x0, t).draw(rng)
-        loss = process.loss(denoiser(x_t, t, cond), x0, x_t, t).double()
+        loss = precise(process.loss(denoiser(x_t, t, cond), x0, x_t, t))
         total = total + (torch.sinh(where) * torch.cosh(where)).to(loss.device) * loss
     first = float(times_at(process.schedule, torch.tensor([start], dtype=torch.float64)))
     x_t = latent(process, x0, first, rng)
     last = reconstruction(denoiser, process, x0, x_t, first, levels, cond)
-    return DataBound(prior, total * ((start - end) / draws), last, x_t, first, draws + 1)
+    return DataBound(precise(prior), total * ((start - end) / draws), last, x_t, first, draws + 1)
 
 
 def latent_log_prob(process: Any, x0: Tensor, x_t: Tensor, t: float) -> Tensor:
     """``log q(x_t | x0)`` in nats, float64 ``[b]``: what variational dequantisation pays for its noise."""
     alpha, sigma = at(process.schedule, t)
-    law = Normal(alpha * x0.double(), sigma**2, process.space)
-    return -law.nll(x_t.double())
+    law = Normal(alpha * precise(x0), sigma**2, process.space)
+    return -law.nll(precise(x_t))
 
 
 __all__ = [

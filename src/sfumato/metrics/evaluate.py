@@ -54,8 +54,8 @@ REQUIRED = ("sampler", "nfe", "seed")
 
 #: What a record keeps of how its samples were made, beside the first of their seeds.
 KEPT = (
-    "sampler", "steps", "grid", "nfe", "network_rows_per_sample", "guidance", "interval", "autoguide", "clip",
-    "weights", "compute",
+    "sampler", "steps", "grid", "nfe", "network_rows_per_sample", "guidance", "interval", "autoguide",
+    "threshold", "weights", "compute",
 )  # fmt: skip
 
 

@@ -1,10 +1,11 @@
-"""How a flow carries the prior to the data: straightness, transport cost, path energy.
+"""How a flow carries the prior to the data: straightness, transport cost, path energy, and what one step misses.
 
 The contract: along the trajectories of ``dx/dt = v`` from ``x1`` to ``x0``, in the time ``t`` of the process,
 
 * transport cost ``C = E |x1 - x0|^2``;
 * path energy ``E = E int_0^1 |v|^2 dt``;
 * straightness ``S = E int_0^1 |(x1 - x0) - v|^2 dt`` (Liu et al. 2022), 0 where one Euler step is exact;
+* one-step distance ``E |(x1 - v(x1, 1)) - x0|^2``: Euler's single step from ``t = 1`` against the end of the path;
 * normalised path energy ``NPE = |E - W2^2| / W2^2`` (Tong et al. 2023), 0 for dynamic optimal transport.
 
 Since ``int v dt = x1 - x0``, ``S = E - C``; the quadrature used here keeps that identity to the last digit, because it
@@ -26,7 +27,7 @@ from sfumato.core import Cond
 from sfumato.errors import Refusal
 from sfumato.metrics.records import Record
 from sfumato.schedules import rates
-from sfumato.trees import flat_sum
+from sfumato.trees import flat_sum, precise
 
 
 @final
@@ -72,9 +73,15 @@ def walk(
             k2 = velocity(denoiser, process, x + h / 2 * k1, t + h / 2, cond)
             k3 = velocity(denoiser, process, x + 3 * h / 4 * k2, t + 3 * h / 4, cond)
             x = x + h / 9 * (2 * k1 + 3 * k2 + 4 * k3)
-            squares = [flat_sum(k.cpu().double() ** 2) for k in (k1, k2, k3)]
+            squares = [flat_sum(precise(k).cpu() ** 2) for k in (k1, k2, k3)]
             energy = energy - h / 9 * (2 * squares[0] + 3 * squares[1] + 4 * squares[2])
-    return Transport(x, x1, energy, flat_sum((x1 - x).cpu().double() ** 2))
+    return Transport(x, x1, energy, flat_sum(precise(x1 - x).cpu() ** 2))
+
+
+def one_step(denoiser: Any, process: Any, x1: Float[Tensor, "b *shape"], cond: Cond | None = None) -> Tensor:
+    """``x1 - v(x1, 1)``: all the way to the data by Euler's method in one step, without gradients; shape of ``x1``."""
+    with torch.no_grad():
+        return x1 - velocity(denoiser, process, x1, 1.0, cond)
 
 
 def wasserstein2_squared(a: Float[Tensor, "n *shape"], b: Float[Tensor, "m *shape"]) -> float:
@@ -99,35 +106,70 @@ def normalised_path_energy(energy: float, w2_squared: float) -> float:
 RULES = {
     "transport-cost": "E |x1 - x0|^2 along the ODE, summed over coordinates, in model units",
     "straightness": "E int |(x1 - x0) - v|^2 dt (Liu et al. 2022), summed over coordinates, in model units",
+    "one-step-distance": "E |x0 of one Euler step - x0|^2 from the same noise, summed over coordinates, in model units",
     "npe": "|E int |v|^2 dt - W2^2| / W2^2 (Tong et al. 2023), W2^2 exact between the n ends",
 }
 
 
-def measure(model: Any, *, n: int = 256, steps: int = 25, seed: int = 0, batch: int = 128) -> list[Record]:
-    """Transport cost, straightness and NPE of a trained model (``sfumato.load``): plain conditional, all classes in
-    turn, noise of the seeds ``seed .. seed + n - 1``.
+#: What the floors of the records are.
+FLOORS = {
+    "transport-cost": "exact optimal transport between the same ends",
+    "straightness": "0: one Euler step is exact",
+    "one-step-distance": "0: one Euler step is exact",
+    "npe": "0: dynamic optimal transport",
+}
 
-    Raises :class:`Refusal` for fewer than 2 samples.
+
+def require_flow(model: Any) -> None:
+    """Raises :class:`Refusal` for a model whose path is not one in time, and for one that knows ``t = 1`` alone."""
+    from sfumato.processes.interpolant import Interpolant
+    from sfumato.schedules import Flow
+    from sfumato.training.velocity import AtOne
+
+    if isinstance(model.times, AtOne):
+        raise Refusal("this model was distilled to one step and has no path; measure its teacher")
+    process = model.process
+    if not isinstance(process, Interpolant) and not isinstance(getattr(process, "schedule", None), Flow):
+        raise Refusal(
+            f"recipe {model.recipe!r} is no flow: how straight its paths are depends on how its time is counted; "
+            "measure a run of flow, ot-cfm, sb-cfm, interpolant or reflow"
+        )
+
+
+def measure(model: Any, *, n: int = 256, steps: int = 25, seed: int = 0, batch: int = 128) -> list[Record]:
+    """Transport cost, straightness, one-step distance and NPE of a trained flow (``sfumato.load``): plain conditional,
+    all classes in turn, noise of the seeds ``seed .. seed + n - 1``.
+
+    Raises :class:`Refusal` for fewer than 2 samples, a model that is no flow, and paths that are not finite.
     """
     from sfumato import __version__
     from sfumato.randomness import Streams
 
     if n < 2:
         raise Refusal(f"n={n}: transport needs at least 2 samples")
-    shape, parts = tuple(model.data["shape"]), []
+    if batch < 1:
+        raise Refusal(f"batch={batch}: needs at least 1")
+    require_flow(model)
+    shape, parts, missed = tuple(model.data["shape"]), [], []
     for first in range(0, n, batch):
         count = min(batch, n - first)
         x1 = model.process.prior(torch.zeros((count, *shape))).draw(Streams(range(seed + first, seed + first + count)))
         cond = None
         if model.classes:
             cond = {"label": (torch.arange(first, first + count) % len(model.classes)).to(model.device)}
-        parts.append(walk(model.denoiser, model.process, x1.to(model.device), steps=steps, cond=cond))
+        x1 = x1.to(model.device)
+        parts.append(walk(model.denoiser, model.process, x1, steps=steps, cond=cond))
+        jumped = one_step(model.denoiser, model.process, x1, cond)
+        missed.append(flat_sum(precise(jumped - parts[-1].x0).cpu() ** 2))
     energy, cost = (torch.cat([getattr(p, name) for p in parts]) for name in ("energy", "cost"))
+    if not bool(torch.isfinite(energy).all()):
+        raise Refusal("the velocities of this model are not finite; train it longer, and an interpolant with bump=none")
     ends = [torch.cat([getattr(p, name) for p in parts]) for name in ("x1", "x0")]
     squared = wasserstein2_squared(*ends)
     values = {
         "transport-cost": (float(cost.mean()), squared),
         "straightness": (float((energy - cost).mean()), 0.0),
+        "one-step-distance": (float(torch.cat(missed).mean()), 0.0),
         "npe": (normalised_path_energy(float(energy.mean()), squared), 0.0),
     }
     how: Mapping[str, Any] = {"recipe": model.recipe, "weights": model.weights}
@@ -142,7 +184,7 @@ def measure(model: Any, *, n: int = 256, steps: int = 25, seed: int = 0, batch: 
             reference="prior",
             data_sha256=str(model.data["sha256"]),
             rule=RULES[name],
-            floor_rule="exact optimal transport between the same ends" if floor else "0: dynamic optimal transport",
+            floor_rule=FLOORS[name],
             extractor="none",
             extractor_sha256="",
             preparation="model units",

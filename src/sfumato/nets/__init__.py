@@ -13,12 +13,15 @@ from sfumato.nets.bundle import Bundle
 from sfumato.nets.energy import Energy
 from sfumato.nets.mp_unet import MPUNet
 from sfumato.nets.precision import best_dtype
+from sfumato.nets.text_transformer import EmbeddingTransformer, TextTransformer
 from sfumato.nets.unet import UNet
 from sfumato.registry import Registry
 
 _registry: Registry[nn.Module] = Registry("network")
 _registry.add("unet", UNet)
 _registry.add("mp-unet", MPUNet)
+_registry.add("text-transformer", TextTransformer)
+_registry.add("embedding-transformer", EmbeddingTransformer)
 
 
 def names() -> list[str]:
@@ -35,4 +38,4 @@ def get(name: str, **settings: Any) -> nn.Module:
     return _registry.get(name, **settings)
 
 
-__all__ = ["Bundle", "Energy", "UNet", "best_dtype", "get", "names"]
+__all__ = ["Bundle", "EmbeddingTransformer", "Energy", "TextTransformer", "UNet", "best_dtype", "get", "names"]

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.core import Cond
+from sfumato.nets.delegated import Delegated
+from sfumato.nets.energy import energy_of
 
 
 @final
 class Bundle(nn.Module):
     """``Bundle(net, schedule=..., history=...)``: the modules beside ``net`` are its attributes."""
+
+    compute_dtype = Delegated("net")
 
     def __init__(self, net: Any, **beside: nn.Module) -> None:
         super().__init__()
@@ -24,16 +27,10 @@ class Bundle(nn.Module):
         for name, module in beside.items():
             self.add_module(name, module)
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The network's."""
-        dtype: torch.dtype = self.net.compute_dtype
-        return dtype
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self.net.compute_dtype = dtype
-
     def forward(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Any:
         """The network's output."""
         return self.net(x, t, cond)
+
+    def energy(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The network's energy, where it is the gradient of one."""
+        return energy_of(self.net, x, t, cond)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato.errors import Refusal, nearest
+from sfumato.nets.delegated import Delegated
 
 
 def _inner(x: Tensor, f: Tensor) -> Tensor:
@@ -41,6 +42,23 @@ def _distance(x: Tensor, f: Tensor) -> Tensor:
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"inner": _inner, "distance": _distance}
 
 
+def energy_of(
+    net: Any, x: Float[Tensor, "b ..."], t: Float[Tensor, " b"], cond: Mapping[str, Tensor] | None = None
+) -> Float[Tensor, " b"]:
+    """The energy whose gradient at the input ``x`` is ``net(x, t, cond)``: ``net.energy``, which wrappers hand on.
+
+    Raises :class:`Refusal` where ``net``, or the network that it wraps, is no energy.
+    """
+    own = getattr(net, "energy", None)
+    if own is None:
+        raise Refusal(
+            f"the network is {type(net).__name__}, the gradient of no energy; wrap it in nets.Energy, or train with "
+            "--set energy=inner"
+        )
+    found: Tensor = own(x, t, cond)
+    return found
+
+
 @final
 class Energy(nn.Module):
     """``grad_x E`` for the energy ``form`` of a network whose output has the shape of its input.
@@ -48,6 +66,8 @@ class Energy(nn.Module):
     Works under ``no_grad``, too; there the result carries no graph.  Raises :class:`Refusal` for an unknown form, and
     when called for an output that is not shaped like the input.
     """
+
+    compute_dtype = Delegated("net")
 
     def __init__(self, net: nn.Module, form: str = "inner") -> None:
         super().__init__()
@@ -60,16 +80,6 @@ class Energy(nn.Module):
         """What rebuilds the network inside."""
         settings: dict[str, Any] = self.net.settings  # type: ignore[assignment]
         return settings
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The format of the arithmetic inside the network."""
-        dtype: torch.dtype = self.net.compute_dtype  # type: ignore[assignment]
-        return dtype
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self.net.compute_dtype = dtype  # type: ignore[assignment]
 
     def energy(
         self, x: Float[Tensor, "b ..."], t: Float[Tensor, " b"], cond: Mapping[str, Tensor] | None = None

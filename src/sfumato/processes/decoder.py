@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from sfumato.errors import Refusal
-from sfumato.trees import flat_sum
+from sfumato.trees import flat_sum, precise
 
 
 @final
@@ -47,8 +47,11 @@ class Levels:
         return (self.high - self.low) / (self.count - 1)
 
     def index(self, x: Tensor) -> Tensor:
-        """The level ``[b, ...]`` (int64) of states that lie on levels; raises :class:`Refusal` where they do not."""
-        position = (x.double() - self.low) / self.width
+        """The level ``[b, ...]`` (int64, where float64 is) of states that lie on levels.
+
+        Raises :class:`Refusal` where they do not.
+        """
+        position = (precise(x) - self.low) / self.width
         index = position.round()
         off = float((position - index).abs().max()) if len(x) else 0.0
         if off > 0.01 or not bool(((index >= 0) & (index < self.count)).all()):
@@ -70,8 +73,10 @@ class Discretised:
 
     def log_prob(self, index: Tensor) -> Float64[Tensor, "..."]:
         """The log-probability of the levels ``index`` (broadcasts against ``mean``), coordinate by coordinate."""
-        std = torch.as_tensor(self.var, dtype=torch.float64, device=self.mean.device).sqrt()
-        centre = self.levels.low + self.levels.width * index.double() - self.mean.double()
+        mean = precise(self.mean)
+        index = index.to(mean.device)
+        std: Any = precise(self.var).sqrt() if torch.is_tensor(self.var) else math.sqrt(self.var)
+        centre = self.levels.low + self.levels.width * index.double() - mean
         lower = torch.where(index == 0, -math.inf, (centre - self.levels.width / 2) / std)
         upper = torch.where(index == self.levels.count - 1, math.inf, (centre + self.levels.width / 2) / std)
         # the upper tail is mirrored, so that the difference below is between numbers near 0

@@ -91,7 +91,7 @@ class Gaussian:
         return flat_sum((q.point() - x0) ** 2 * self.space.sites(x0))
 
     def rate(self, q: Law[Tensor], x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """``-(1/2) d(alpha^2/sigma^2)/dt |x0hat - x0|^2``, shape ``[b]`` (Kingma et al. 2021, eq. 13)."""
+        """``-(1/2) d(alpha^2/sigma^2)/dt |x0hat - x0|^2``, shape ``[b]`` (Kingma et al. 2021, eq. 15)."""
         alpha, sigma, dalpha, dsigma = rates(self.schedule, t)
         fall = alpha**2 * dsigma / sigma**3 - alpha * dalpha / sigma**2
         return (fall.to(x0) if torch.is_tensor(fall) else fall) * self.loss(q, x0, x_t, t)

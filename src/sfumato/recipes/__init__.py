@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from sfumato.errors import Refusal, nearest
 from sfumato.recipes import (
+    autoregressive,
+    block_diffusion,
+    cold,
+    d3pm,
     ddpm,
+    diffusion_lm,
+    discrete_flow,
     edm,
     edm2,
     flow,
+    geodesic,
+    heat,
     improved_ddpm,
     interpolant,
+    latent_text,
+    mdlm,
     ncsn,
     ncsnv2,
     ot_cfm,
     reflow,
     sb_cfm,
+    sedd,
     subvp_sde,
     vdm,
     ve_sde,
@@ -38,6 +49,17 @@ _MODULES = (
     sb_cfm,
     interpolant,
     reflow,
+    cold,
+    heat,
+    d3pm,
+    mdlm,
+    sedd,
+    discrete_flow,
+    diffusion_lm,
+    latent_text,
+    autoregressive,
+    block_diffusion,
+    geodesic,
 )
 _RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in _MODULES}
 
@@ -49,9 +71,9 @@ def get(name: str) -> Recipe:
     return _RECIPES[name]
 
 
-def names() -> list[str]:
-    """The names of all recipes."""
-    return list(_RECIPES)
+def names(kind: str | None = None) -> list[str]:
+    """The names of all recipes, or of those for one kind of data (images, text, points)."""
+    return [name for name, recipe in _RECIPES.items() if kind in (None, recipe.kind)]
 
 
 __all__ = ["Recipe", "get", "names"]

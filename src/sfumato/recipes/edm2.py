@@ -22,6 +22,7 @@ from sfumato import schedules
 from sfumato.core import Cond
 from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.nets.bundle import Bundle
+from sfumato.nets.energy import energy_of
 from sfumato.nets.mp_layers import MPFourier, MPLinear
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
@@ -94,6 +95,10 @@ class AtNoise:
     def __call__(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Any:
         """``net(x, ln(sigma) / 4, cond)``."""
         return self.net(x, self.noise(t), cond)
+
+    def energy(self, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+        """The network's energy, where it is the gradient of one."""
+        return energy_of(self.net, x, self.noise(t), cond)
 
 
 @final

@@ -24,7 +24,7 @@ from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
 from sfumato.training.grey import GreyLevels, note
 from sfumato.training.hybrid import Hybrid, LearnedRange, LossHistory, StepBound
-from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
+from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, idle, require
 from sfumato.training.times import Steps
 
 
@@ -36,7 +36,7 @@ class Settings:
     schedule: str = "cosine"
     table_steps: int = 1000
     objective: str = "hybrid"
-    vlb_weight: float = 0.001
+    vlb_weight: float = idle(0.001, objective="vlb")
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="ddpm:last=point", grid="uniform", sampling_steps=50, guidance=2.0)

@@ -24,7 +24,7 @@ from sfumato.processes.interpolant import Bridge, Bump, Interpolant, Parabola, S
 from sfumato.recipes.recipe import Recipe
 from sfumato.training import couplings
 from sfumato.training.composition import Composition
-from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
+from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, idle, require
 from sfumato.training.times import Uniform
 from sfumato.training.velocity import Inside, velocity_loss
 
@@ -40,7 +40,7 @@ class Settings:
 
     path: str = "trigonometric"
     bump: str = "sine-squared"
-    bump_scale: float = 0.5
+    bump_scale: float = idle(0.5, bump="none")
     coupling: str = "independent"
     network: Network = Network()
     optimisation: Optimisation = Optimisation()

@@ -11,35 +11,33 @@ https://arxiv.org/abs/1907.05600.
 Published: 10 levels from 1 to .01 and 100 steps a level of ``eps`` 2e-5, on pixels in [0, 1].  Here the pixels have
 standard deviation .5 (MNIST's in [0, 1]: .31), so the levels are 1.6 times those; 20 steps a level, at the same
 ``eps / sigma_L^2``, are 200 evaluations.  The input of the network is scaled to unit variance, as in all recipes.
+Sampling visits every level: ``sampling_steps`` is ``levels`` unless given.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from torch import Tensor
 
-from sfumato import schedules
 from sfumato.core import Cond
 from sfumato.denoisers import GaussianHead, Preconditioned
-from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.schedules import at
 from sfumato.training.composition import Composition
+from sfumato.training.ladders import Ladder
 from sfumato.training.objectives import prediction_loss
-from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require
-from sfumato.training.times import Steps
+from sfumato.training.settings import Network, Optimisation, Reporting, Sampling
 
 
 @final
 @dataclass(frozen=True)
 class Settings:
-    """``sigma_max``, ``sigma_min``, ``levels``: the geometric ladder, in model units."""
+    """``sigma_max``, ``sigma_min``, ``levels``: see :class:`~sfumato.training.ladders.Ladder`."""
 
-    sigma_max: float = 1.6
-    sigma_min: float = 0.016
-    levels: int = 10
+    ladder: Ladder = Ladder(sigma_max=1.6, sigma_min=0.016, levels=10)
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(
@@ -47,9 +45,12 @@ class Settings:
     )
     reporting: Reporting = Reporting(reports=4)
 
-    def __post_init__(self) -> None:
-        require(0 < self.sigma_min < self.sigma_max, "sigma_min", self.sigma_min, "a number between 0 and sigma_max")
-        require(self.levels >= 2, "levels", self.levels, "at least 2")
+
+def settle(given: Mapping[str, Any]) -> Settings:
+    """The defaults: sampling visits every level.  A step is a share of its level's variance, whatever the ladder."""
+    defaults = Settings()
+    ladder = defaults.ladder.given(given)
+    return replace(defaults, ladder=ladder, sampling=replace(defaults.sampling, sampling_steps=ladder.levels))
 
 
 def weighted_score_matching(
@@ -69,9 +70,8 @@ def weighted_score_matching(
 
 def compose(settings: Settings, net: Any) -> Composition:
     """The ladder, a network that states the score, a uniform level, and denoising score matching by eq. 6."""
-    ladder = schedules.get("levels", sigma_max=settings.sigma_max, sigma_min=settings.sigma_min, count=settings.levels)
-    head = GaussianHead(Gaussian(ladder), "score", sigma_data=0.5)
-    return Composition(Preconditioned(net, head), Steps(settings.levels), weighted_score_matching)
+    head = GaussianHead(settings.ladder.process, "score", sigma_data=0.5)
+    return Composition(Preconditioned(net, head), settings.ladder.times, weighted_score_matching)
 
 
 RECIPE = Recipe(
@@ -80,4 +80,5 @@ RECIPE = Recipe(
     paper="Song and Ermon 2019, arXiv 1907.05600",
     defaults=Settings(),
     compose=compose,
+    settle=settle,
 )

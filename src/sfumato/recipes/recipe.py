@@ -14,12 +14,12 @@ from typing import Any, final
 
 import torch
 
-from sfumato import nets
 from sfumato.data.transforms import from_json
+from sfumato.recipes.networks import image_net
 from sfumato.training.composition import Composition
 from sfumato.training.diffusion import Diffusion
 from sfumato.training.seeds import mix
-from sfumato.training.settings import flatten, require
+from sfumato.training.settings import flatten
 
 #: ``settings, net -> the parts``.
 Compose = Callable[[Any, Any], Composition]
@@ -40,12 +40,13 @@ _PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.flo
 class Recipe:
     """A method by name.  ``defaults``: its settings; ``compose``: the parts they describe.
 
-    ``net``: the network's name in :mod:`sfumato.nets`; ``inputs``, ``outputs``: its input and output channels per
-    channel of the data (features beside it; 2 out where a variance is learned); ``wrap``: adds what else is learned or
+    ``kind``: of the data it takes (images, text, ...); ``make``: its network for settings, data and classes; ``net``:
+    the network's name in :mod:`sfumato.nets`; ``inputs``, ``outputs``: its input and output channels per channel of the
+    data (features beside it; 2 out where a variance is learned); ``wrap``: adds what else is learned or
     remembered (a schedule, a history); ``settle``: the defaults where they depend on the settings given (a teacher's
     network); ``dataset``: makes what is trained on where it is not the data itself, from ``(model, data, run folder or
     None, device, say, stop)``, None where ``stop()`` came first; ``begin``: what happens to a fresh model before its
-    first step (a teacher's weights).
+    first step, given its data (a teacher's weights, a prior fitted to the data).
     """
 
     name: str
@@ -53,40 +54,25 @@ class Recipe:
     paper: str
     defaults: Any
     compose: Compose
+    kind: str = "images"
+    make: Callable[[Any, Any, Mapping[str, Any], tuple[str, ...]], Any] = image_net
     net: str = "unet"
     inputs: int = 1
     outputs: int = 1
     wrap: Wrap = bare
     settle: Callable[[Mapping[str, Any]], Any] | None = None
     dataset: Callable[..., Any] | None = None
-    begin: Callable[[Diffusion], None] | None = None
+    begin: Callable[[Diffusion, Any], None] | None = None
 
     def build(self, settings: Any, spec: Mapping[str, Any], origin: Mapping[str, Any]) -> Diffusion:
         """An untrained model for data described by ``spec`` (``Data.spec()``); ``origin["seed"]`` seeds its weights.
 
         Raises :class:`Refusal` where a part does not fit, e.g. an image size the network cannot halve often enough.
         """
-        channels, height, width = (int(v) for v in spec["shape"])
         classes = tuple(str(c) for c in spec["classes"]) if settings.network.conditional else ()
-        chosen = settings.network
         with torch.random.fork_rng([]):
             torch.manual_seed(mix(int(origin["seed"]), "weights"))
-            net: Any = nets.get(
-                self.net,
-                in_channels=self.inputs * channels,
-                out_channels=self.outputs * channels,
-                size=(height, width),
-                channels=chosen.channels,
-                blocks=chosen.blocks,
-                attention=chosen.attention,
-                classes=len(classes) or None,
-                patch=chosen.patch,
-                dropout=chosen.dropout,
-            )
-            if chosen.energy != "none":
-                need = f"as many outputs as inputs, which recipe {self.name!r} has not; use another, or energy=none"
-                require(self.inputs == self.outputs == 1, "energy", chosen.energy, need)
-                net = nets.Energy(net, chosen.energy)
+            net = self.make(self, settings, spec, classes)
             net.compute_dtype = _PRECISIONS[settings.optimisation.precision]
             net = self.wrap(settings, net)
         compose = functools.partial(self.compose, settings)

@@ -29,8 +29,10 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.errors import Refusal
 from sfumato.processes.interpolant import Interpolant
 from sfumato.recipes.recipe import Recipe
+from sfumato.training.checkpoint import steps_of
 from sfumato.training.composition import Composition
 from sfumato.training.diffusion import Diffusion, load, load_weights
+from sfumato.training.files import read_json
 from sfumato.training.pairs import Pairs, collect, require_teacher, source, stored
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require
 from sfumato.training.times import TimeLaw, Uniform
@@ -103,7 +105,7 @@ def _teacher(model: Diffusion, device: str) -> Diffusion:
     return teacher
 
 
-def begin(model: Diffusion) -> None:
+def begin(model: Diffusion, data: Any) -> None:
     """Start from the teacher's weights."""
     load_weights(model.net, _teacher(model, "cpu").net.state_dict(), Path(_settings(model).teacher))
 
@@ -112,14 +114,21 @@ def dataset(
     model: Diffusion, data: Data, run: Path | None, device: torch.device, say: Callable[[str], None],
     stop: Callable[[], bool],
 ) -> Pairs | None:  # fmt: skip
-    """The run's pairs, made now where they are not there yet; None where ``stop()`` came first."""
+    """The run's pairs, made now where they are not there yet; None where ``stop()`` came first.
+
+    Raises :class:`Refusal` where the run has pairs of another teacher, or of other weights; once it has a checkpoint of
+    its own and all pairs, the teacher is not asked for again.
+    """
     held = model.settings.reporting.validation_images
     n = _settings(model).pairs + held
     pairs = stored(run, n)
-    if pairs is None:
+    if pairs is None or run is None or not steps_of(run):
         seed, guidance = int(model.origin["seed"]), _settings(model).pair_guidance
         made = source(_teacher(model, device.type), data, n, seed, guidance)
-        pairs = collect(made, run, say, stop)
+        if pairs is None:
+            pairs = collect(made, run, say, stop)
+        elif run is not None:
+            made.require(read_json(run / "pairs.json"), run)
     if pairs is None:
         return None
     return Pairs(pairs["x0"], pairs["end"], pairs.get("label"), device).split(held)

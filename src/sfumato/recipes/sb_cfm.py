@@ -31,9 +31,11 @@ from sfumato.training.velocity import Inside, velocity_loss
 @dataclass(frozen=True)
 class Settings:
     """``sigma``: the noise of the reference Brownian motion; to 0 it is OT-CFM, to infinity the ends are
-    independent."""
+    independent; ``scalings``: of Sinkhorn's algorithm a batch (200 leave a plan about 1 % off, at a third of the time
+    of a small network's step)."""
 
     sigma: float = 0.5
+    scalings: int = 200
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="heun", grid="quadratic", sampling_steps=10, guidance=2.0, clip=False)
@@ -41,12 +43,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         require(0 < self.sigma < float("inf"), "sigma", self.sigma, "a positive number; use ot-cfm for 0")
+        require(self.scalings >= 1, "scalings", self.scalings, "at least 1")
 
 
 def compose(settings: Settings, net: Any) -> Composition:
     """Brownian bridges between ends of the entropic plan, and a network that predicts their mean velocity."""
     head = GaussianHead(Interpolant(schedules.get("flow"), Bridge(settings.sigma)), "flow")
-    return Composition(Preconditioned(net, head), Inside(Uniform()), velocity_loss, Entropic(settings.sigma))
+    coupling = Entropic(settings.sigma, settings.scalings)
+    return Composition(Preconditioned(net, head), Inside(Uniform()), velocity_loss, coupling)
 
 
 RECIPE = Recipe(

@@ -2,10 +2,11 @@
 
 Kingma, Salimans, Poole, Ho 2021, "Variational Diffusion Models", https://arxiv.org/abs/2107.00630.
 
-* schedule (section 4.2, appendix H): ``gamma = -log SNR`` is a monotone network with learned ends, trained with the
+* schedule (section 3.2, appendix H): ``gamma = -log SNR`` is a monotone network with learned ends, trained with the
   denoiser; its ends descend the bound, its shape the variance of the bound's estimate (appendix I.2);
-* loss (eq. 17): the continuous-time bound in bits/dim, ``E gamma'(u) |eps - eps_theta|^2 / 2`` plus the prior's and the
-  decoder's terms over the 256 grey levels; times spread evenly over a batch (appendix I.1, ``low_discrepancy``);
+* loss (eq. 11): the bound in bits/dim, in continuous time ``E gamma'(u) |eps - eps_theta|^2 / 2`` (eq. 17) plus the
+  prior's and the decoder's terms over the 256 grey levels (eq. 8); times spread evenly over a batch (appendix I.1,
+  ``low_discrepancy``);
 * network: predicts the noise, sees Fourier features of its input in units of grey levels (appendix C) and the noise
   level in place of the time;
 * sampling: any sampler of a Gaussian process; the schedule's ``u = 0`` is ``t = 0.001``, below which a ramp leads to

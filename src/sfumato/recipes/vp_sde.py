@@ -21,32 +21,26 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
-from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require
-from sfumato.training.times import Uniform
+from sfumato.training.sde import Rate
+from sfumato.training.settings import Network, Optimisation, Reporting, Sampling
 
 
 @final
 @dataclass(frozen=True)
 class Settings:
-    """``beta_min``, ``beta_max``: the rate of the SDE at both ends; ``first_time``: training times begin there."""
+    """``beta_min``, ``beta_max``, ``first_time``: see :class:`~sfumato.training.sde.Rate`."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    first_time: float = 1e-5
+    rate: Rate = Rate()
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="euler-maruyama", grid="uniform-logsnr", sampling_steps=60, guidance=1.5)
     reporting: Reporting = Reporting()
 
-    def __post_init__(self) -> None:
-        require(0 < self.beta_min < self.beta_max, "beta_min", self.beta_min, "a number between 0 and beta_max")
-        require(0 < self.first_time < 1, "first_time", self.first_time, "a time between 0 and 1")
-
 
 def compose(settings: Settings, net: Any) -> Composition:
     """The SDE's transition, a network that states the score (as ``eps``), uniform times."""
-    process = Gaussian(schedules.get("vp", beta_min=settings.beta_min, beta_max=settings.beta_max))
-    return Composition(Preconditioned(net, GaussianHead(process, "eps")), Uniform(settings.first_time))
+    process = Gaussian(schedules.get("vp", beta_min=settings.rate.beta_min, beta_max=settings.rate.beta_max))
+    return Composition(Preconditioned(net, GaussianHead(process, "eps")), settings.rate.times)
 
 
 RECIPE = Recipe(

@@ -19,6 +19,8 @@ from sfumato.samplers.churn import Churned, heun
 from sfumato.samplers.driver import sample, trajectory
 from sfumato.samplers.exponential import DPMSolver, DPMSolverPP2M, DPMSolverPP3M
 from sfumato.samplers.inversion import inversion, invert
+from sfumato.samplers.jump import DiscreteEuler, TauLeaping
+from sfumato.samplers.jump_masked import CachedAncestral, ConfidenceOrdered, FirstHitting
 from sfumato.samplers.langevin import Langevin, PredictorCorrector, pc
 from sfumato.samplers.multistep import DEIS, LMS, PNDM
 from sfumato.samplers.ode import Euler, Heun
@@ -48,6 +50,14 @@ registry.add("euler-maruyama", EulerMaruyama)
 registry.add("pc", pc)
 registry.add("langevin", Langevin)
 registry.add("restart", restart)
+registry.add("tau-leaping", TauLeaping)
+registry.add("discrete-euler", DiscreteEuler)
+registry.add("confidence", ConfidenceOrdered)
+registry.add("first-hitting", FirstHitting)
+registry.add("ddpm-cache", CachedAncestral)
+
+#: The samplers of tokens alone: they take a Jump process.
+TOKENS = ("tau-leaping", "discrete-euler", "confidence", "first-hitting", "ddpm-cache")
 
 
 def get(name: str, **settings: Any) -> Sampler:
@@ -78,7 +88,9 @@ __all__ = [
     "Adams",
     "Ancestral",
     "AncestralLarge",
+    "CachedAncestral",
     "Churned",
+    "ConfidenceOrdered",
     "DDIM",
     "DEIS",
     "LMS",
@@ -86,9 +98,11 @@ __all__ = [
     "DPMSolverPP2M",
     "DPMSolverPP3M",
     "DPMSolverPPSDE",
+    "DiscreteEuler",
     "Euler",
     "EulerAncestral",
     "EulerMaruyama",
+    "FirstHitting",
     "Heun",
     "Langevin",
     "PNDM",
@@ -97,6 +111,8 @@ __all__ = [
     "UniPC",
     "PredictorCorrector",
     "Restart",
+    "TOKENS",
+    "TauLeaping",
     "auto",
     "build",
     "get",

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from sfumato.core import RNG, Carry, Process
-from sfumato.dormand_prince import ERROR, NODES, STAGES
+from sfumato.dormand_prince import CALLS, NotFinite, OutOfReach, integrate, per_sample
 from sfumato.errors import Refusal
 from sfumato.samplers.ancestral import require_path
 from sfumato.samplers.ode import exact_step
-from sfumato.schedules import at, time_at, wide
-from sfumato.trees import against
+from sfumato.schedules import at, time_at
+from sfumato.trees import cast, precise
 
 #: Trial steps of one grid interval after which a tolerance is given up as out of reach.
 _MOST_TRIALS = 2000
@@ -70,33 +70,30 @@ class RK45:
 
     def _integrate(self, model: Any, process: Any, x: Tensor, begin: float, end: float, t: float, s: float) -> Tensor:
         """``x`` at ``t`` carried to ``s``, whose angles are ``begin`` and ``end``."""
-        y = x.to(wide(x)) / math.hypot(*at(process.schedule, t))
-        phi = torch.full((len(x),), begin, dtype=torch.float64, device=y.device)
-        span, share = end - begin, torch.full_like(phi, 0.05)  # the step of every sample, as a share of the interval
-        done = torch.zeros_like(phi)
-        first = _slope(model, process, x, y, phi)
-        for _ in range(_MOST_TRIALS):
-            share = torch.minimum(share, 1 - done)
-            stages, trial = [first], y
-            for place, row in zip(NODES[1:], STAGES[1:], strict=True):
-                trial = y + against(span * share, y) * sum(w * k for w, k in zip(row, stages, strict=True))
-                stages.append(_slope(model, process, x, trial, begin + span * (done + place * share)))
-            off = against(span * share, y) * sum(w * k for w, k in zip(ERROR, stages, strict=True))
-            scale = self.atol + self.rtol * torch.maximum(y.abs(), trial.abs())
-            error = (off / scale).flatten(1).square().mean(1).sqrt()
-            if not bool(torch.isfinite(error).all()):
-                raise Refusal(f"rk45: the state is not finite between t={t:g} and {s:g}; use less guidance, or clip")
-            kept = error <= 1
-            mask = kept.reshape(-1, *[1] * (y.ndim - 1))
-            y, first = torch.where(mask, trial, y), torch.where(mask, stages[-1], first)
-            done = torch.where(kept, torch.where(share >= 1 - done, 1.0, done + share), done)
-            if bool((done == 1).all()):
-                return y.to(x) * math.hypot(*at(process.schedule, s))
-            share = share * (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
-        raise Refusal(
-            f"rk45 has not reached rtol={self.rtol:g}, atol={self.atol:g} between t={t:g} and {s:g} after "
-            f"{_MOST_TRIALS} trial steps; loosen them"
-        )
+
+        def field(rows: Tensor, phi: Tensor, y: Tensor) -> Tensor:
+            # the model sees the whole batch: the first sample on its way stands in for those that have arrived
+            seat = torch.zeros(len(x), dtype=torch.int64)
+            seat[rows] = torch.arange(len(rows))
+            return _slope(model, process, x, y[seat.to(y.device)], phi[seat])[rows.to(y.device)]
+
+        def norm(error: Tensor, before: Tensor, after: Tensor) -> Tensor:
+            scale = self.atol + self.rtol * torch.maximum(before.abs(), after.abs())
+            return (error / scale).flatten(1).square().mean(1).sqrt()
+
+        y = precise(x) / math.hypot(*at(process.schedule, t))
+        try:
+            y, _ = integrate(field, y, begin, end, norm, CALLS * _MOST_TRIALS)
+        except NotFinite:
+            raise Refusal(
+                f"rk45: the state is not finite between t={t:g} and {s:g}; use less guidance, or clip"
+            ) from None
+        except OutOfReach:
+            raise Refusal(
+                f"rk45 has not reached rtol={self.rtol:g}, atol={self.atol:g} between t={t:g} and {s:g} after "
+                f"{_MOST_TRIALS} trial steps; loosen them"
+            ) from None
+        return cast(y, x) * math.hypot(*at(process.schedule, s))
 
 
 def _angle(process: Any, t: float) -> float:
@@ -112,6 +109,6 @@ def _slope(model: Any, process: Any, like: Tensor, y: Tensor, phi: Tensor) -> Te
     """``dy/dphi`` at angles ``[b]``; the model sees states like ``like`` at times ``[b]``."""
     times = time_at(process.schedule, -2 * phi.tan().abs().log())
     alpha, sigma = at(process.schedule, times, y)
-    x0 = model((torch.hypot(alpha, sigma) * y).to(like), times.cpu()).point()
-    slope: Tensor = (against(phi.cos(), y) * y - x0.to(y)) / against(phi.sin(), y)
+    x0 = model(cast(torch.hypot(alpha, sigma) * y, like), times).point()
+    slope: Tensor = (per_sample(phi.cos(), y) * y - precise(x0)) / per_sample(phi.sin(), y)
     return slope

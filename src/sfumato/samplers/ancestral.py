@@ -36,7 +36,14 @@ def require_path(process: Any, sampler: object) -> None:
 
 def require_markov(process: Any, sampler: object) -> None:
     """Raises :class:`Refusal` where a sampler that draws noise is given a coupled path, which has no law to draw it
-    from."""
+    from, or a process (or part of a product) that says ``markov = False``."""
+    for part in getattr(process, "parts", {}).values():
+        require_markov(part, sampler)
+    if not getattr(process, "markov", True):
+        raise Refusal(
+            f"{type(sampler).__name__} draws noise from a Markov chain, and a {type(process).__name__} is none; use "
+            "'ddim'"
+        )
     if isinstance(process, Interpolant):
         raise Refusal(
             f"{type(sampler).__name__} draws noise from a Markov chain, and an Interpolant is none; use an ODE solver, "

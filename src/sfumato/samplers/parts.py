@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import torch
+
 from sfumato.core import RNG, Carry, Process
 from sfumato.errors import Refusal
 from sfumato.processes.product import Product, parts_of
@@ -24,9 +26,9 @@ class _Formed:
     t: float
 
     def __call__(self, x: Any, t: float) -> Any:
-        if t != self.t:
+        if t is not self.t and bool(torch.as_tensor(t != self.t).any()):
             raise Refusal(
-                f"a part's sampler asked for a belief at t={t:g} inside a step; use one of one evaluation a step"
+                f"a part's sampler asked for a belief at t={t} inside a step; use one of one evaluation a step"
             )
         return self.q
 

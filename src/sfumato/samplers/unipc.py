@@ -1,8 +1,12 @@
 """UniPC: the unified predictor-corrector (Zhao et al. 2023), one evaluation a step.
 
 The contract: the predictor UniP-p is the exponential multistep solver of order p in the clean data; the corrector
-UniC-p takes the last step again with the belief found at its end, which raises the order to p + 1 and costs nothing,
+UniC-p takes the last step again with the belief found at its end, which raises the order by one and costs nothing,
 since that belief is the next step's own.
+
+Steps at the start of a history are of the order that it allows: the first is a line at most, whose error of order
+``h^3`` is never made good.  So, however many values it remembers, the solver is of order 3 in the end, of 2 without the
+corrector, and looks of order ``p + 1`` as long as that first error, where the noise is all there is, is too small.
 """
 
 from __future__ import annotations
@@ -36,8 +40,9 @@ class UniPC:
     """UniPC of predictor order 1 to 4 (Zhao et al. 2023, algorithms 1 and 2, data prediction).
 
     ``variant``: ``"bh1"`` or ``"bh2"``, which differ for two values only.  ``corrector="on"`` corrects every state with
-    the next belief, and the solver is then of order ``p + 1``; ``"off"`` leaves the predictor, of order p: at p = 2
-    with bh2 it is DPM-Solver++(2M).  States of a trajectory are predictions; the steps go on from corrected ones.
+    the next belief, and the interior steps are then of order ``p + 1``; ``"off"`` leaves the predictor, of order p: at
+    p = 2 with bh2 it is DPM-Solver++(2M).  ``order`` is what the start of the history leaves of that.  States of a
+    trajectory are predictions; the steps go on from corrected ones.
     Steps from ``alpha = 0`` and to ``sigma = 0`` are first-order.  Raises :class:`Refusal` for an unknown setting.
     """
 
@@ -54,8 +59,8 @@ class UniPC:
 
     @property
     def order(self) -> int | None:
-        """``p + 1`` with the corrector, else ``p``."""
-        return self.p + 1 if self.corrector == "on" else self.p
+        """``p + 1``, but at most 3, with the corrector; else ``p``, but at most 2."""
+        return min(self.p + 1, 3) if self.corrector == "on" else min(self.p, 2)
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
         """Refuses a process without (alpha, sigma); the history is empty."""

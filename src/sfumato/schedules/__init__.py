@@ -52,6 +52,7 @@ from sfumato.schedules.tables import (
     linear,
     polynomial,
     scaled_linear,
+    square_root,
     zero_terminal,
 )
 
@@ -60,6 +61,7 @@ registry.add("linear", linear)
 registry.add("scaled-linear", scaled_linear)
 registry.add("cosine", cosine)
 registry.add("cosine-continuous", CosineContinuous)
+registry.add("square-root", square_root)
 registry.add("flow", Flow)
 registry.add("karras", Karras)
 registry.add("sigmoid", Sigmoid)

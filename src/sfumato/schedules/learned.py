@@ -1,4 +1,4 @@
-"""A learned schedule: a monotone network for the negative log-SNR (Kingma et al. 2021, section 4.2 and appendix H).
+"""A learned schedule: a monotone network for the negative log-SNR (Kingma et al. 2021, section 3.2 and appendix H).
 
 The contract: ``gamma(u) = gamma_0 + (gamma_1 - gamma_0) S(u)`` on ``u`` in [0, 1] with ``S(0) = 0``, ``S(1) = 1`` and
 ``S`` rising strictly, whatever the weights; ``alpha^2 = sigmoid(-gamma)``, ``sigma^2 = sigmoid(gamma)``.  The paper's

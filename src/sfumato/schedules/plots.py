@@ -78,4 +78,5 @@ def draw(entries: Sequence[tuple[str, Schedule]], path: str | Path, image: Tenso
 def _digit() -> Tensor:
     from sfumato import data
 
-    return data.load("mnist").train.x[7, 0].float() / 127.5 - 1
+    found: Tensor = data.load("mnist").train.x[7, 0].float() / 127.5 - 1
+    return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core import Time
-from sfumato.trees import against
+from sfumato.trees import against, cast, precise, precise_device
 
 #: ``t -> (alpha, sigma)``, both of the shape of ``t``.
 Schedule = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -61,7 +61,7 @@ def _float_rates(schedule: Schedule, t: float) -> tuple[float, float, float, flo
 
 
 def _tensor_times(t: Tensor, x: Tensor | None) -> Tensor:
-    t = t.double() if t.device.type != "mps" else t.cpu().double()
+    t = precise(t)
     return t if x is None else against(t, torch.empty((1,) * x.ndim, dtype=torch.float64))
 
 
@@ -75,17 +75,17 @@ def at(schedule: Schedule, t: Time, x: Tensor | None = None) -> tuple[Any, Any]:
     if not torch.is_tensor(t):
         return _float_at(schedule, float(t))
     values = schedule(_tensor_times(t, x))
-    return values if x is None else (values[0].to(x), values[1].to(x))
+    return values if x is None else (cast(values[0], x), cast(values[1], x))
 
 
 def wide(x: Tensor) -> Tensor:
     """What stands for ``x`` in :func:`at` where coefficients are to stay float64 until they are combined."""
-    return torch.empty((1,) * x.ndim, dtype=torch.float64, device="cpu" if x.device.type == "mps" else x.device)
+    return torch.empty((1,) * x.ndim, dtype=torch.float64, device=precise_device(x))
 
 
 def narrow(value: Any, x: Tensor) -> Any:
     """A coefficient in the dtype and on the device of ``x``; numbers pass through."""
-    return value.to(x) if torch.is_tensor(value) else value
+    return cast(value, x) if torch.is_tensor(value) else value
 
 
 def rates(schedule: Schedule, t: Time, x: Tensor | None = None) -> tuple[Any, Any, Any, Any]:
@@ -93,7 +93,9 @@ def rates(schedule: Schedule, t: Time, x: Tensor | None = None) -> tuple[Any, An
     if not torch.is_tensor(t):
         return _float_rates(schedule, float(t))
     alpha, sigma, dalpha, dsigma = _with_rates(schedule, _tensor_times(t, x))
-    return (alpha, sigma, dalpha, dsigma) if x is None else (alpha.to(x), sigma.to(x), dalpha.to(x), dsigma.to(x))
+    if x is None:
+        return alpha, sigma, dalpha, dsigma
+    return cast(alpha, x), cast(sigma, x), cast(dalpha, x), cast(dsigma, x)
 
 
 #: ``alpha`` at or below this is rounding error around a zero terminal signal (cos(pi/2) is 6e-17).

@@ -96,6 +96,18 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     return Table.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), "cosine")
 
 
+def square_root(steps: int = 1000, offset: float = 1e-4, max_beta: float = 0.999) -> Table:
+    """Diffusion-LM's table ``alpha_bar = 1 - sqrt(t + offset)`` (Li et al. 2022, appendix A): noise at once.
+
+    Even at ``t = 0`` the formula leaves ``1 - sqrt(offset) = 0.99``, which is the first step's; betas are clipped at
+    ``max_beta``.
+    """
+    _check_steps(steps)
+    time = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - (time + offset).sqrt()).clamp(min=1e-12)])
+    return Table.from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), "square-root")
+
+
 def _check_steps(steps: int) -> None:
     if steps < 1:
         raise Refusal(f"a schedule of steps={steps} has no law; use at least 1")

@@ -7,6 +7,8 @@ naming the law, the numbers and the tolerance when it does not.  The library's o
 ``check_schedule``     exact ends, falling log-SNR, derivatives, inverse;  ``check_grid``: exactly n falling steps
 ``check_law``          densities, KL, tilt, pool against draws
 ``check_process``      bridge, forward, Markov joint, membership, closed forms, rate, ends;  ``check_elbo``: the entropy
+``check_space``        membership, projection, dimension of noise;  ``check_manifold``: geodesics;  ``check_spread``,
+                       ``check_isometry``: densities and symmetries of a manifold
 ``check_denoiser``     the protocol;  ``check_predictions``: one belief, six predictions;  ``check_training``
 ``check_sampler``      recovery, ends, streams, driver;  ``check_order``: measured order is declared order
 ``OwnTimes``           a scheduler of diffusers as a sampler, at its own times or, ``GivenTimes``, at ours;
@@ -45,6 +47,7 @@ from sfumato.testing.samplers import (
 )
 from sfumato.testing.schedules import check_grid, check_schedule
 from sfumato.testing.sigma_points import SigmaPoints
+from sfumato.testing.spaces import check_isometry, check_manifold, check_space, check_spread
 from sfumato.testing.statistics import columns, sliced_w2, slope, z_gap, z_mean
 
 __all__ = [
@@ -66,7 +69,9 @@ __all__ = [
     "check_ends_of_process",
     "check_equivariance",
     "check_grid",
+    "check_isometry",
     "check_law",
+    "check_manifold",
     "check_markov",
     "check_order",
     "check_order_at_ends",
@@ -79,6 +84,8 @@ __all__ = [
     "check_same_path",
     "check_sampler",
     "check_schedule",
+    "check_space",
+    "check_spread",
     "check_streams",
     "check_threads",
     "check_training",

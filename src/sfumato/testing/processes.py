@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from sfumato.core import RNG, Denoiser, Law
-from sfumato.laws import Dirac, Joint, Normal, Through
+from sfumato.laws import Categorical, Dirac, Joint, Normal, Through
 from sfumato.processes.bound import add_parts, elbo, step_kl
+from sfumato.processes.jump import Jump
 from sfumato.processes.product import Product
 from sfumato.randomness import Stream
 from sfumato.testing.laws import check_same_law
@@ -28,9 +29,14 @@ BeliefOf = Callable[[Any], Law[Any]]
 
 
 def wrong_belief(process: Any, x0: Any) -> Law[Any]:
-    """A belief off the truth by a factor and an offset, of variance .2, for a Gaussian process or a product of them."""
+    """A belief off the truth by a factor and an offset, of variance .2, for a Gaussian process or a product of them;
+    for tokens one that leans to the truth and doubts low tokens more than high ones."""
     if isinstance(process, Product):
         return Joint({key: wrong_belief(part, x0[key]) for key, part in process.parts.items()})
+    if isinstance(process, Jump):
+        tokens = torch.arange(process.kernel.size, dtype=torch.float64, device=x0.device)
+        logits = -0.3 * tokens + (x0[..., None] == tokens).double()
+        return Categorical(logits.log_softmax(-1), process.space)
     return Normal(process.space.project(0.5 * x0 + 0.1), 0.2, process.space)
 
 
@@ -146,8 +152,10 @@ def check_rate(process: Any, x0: Any, believe: BeliefOf, rng: RNG, tolerance: fl
 
 
 def _points(q: Law[Any]) -> Law[Any]:
-    """The same belief without its variance, part by part."""
-    return Joint({key: _points(part) for key, part in q.parts.items()}) if isinstance(q, Joint) else Dirac(q.point())
+    """The same belief without its variance, part by part; one about tokens stays, as its point rules out the truth."""
+    if isinstance(q, Joint):
+        return Joint({key: _points(part) for key, part in q.parts.items()})
+    return q if isinstance(q, Categorical) else Dirac(q.point())
 
 
 def check_elbo(

@@ -7,13 +7,15 @@ or buffer of that network and is trained, averaged and stored with it.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 from torch import Tensor
 
 from sfumato.core import RNG, Cond
-from sfumato.denoisers import Preconditioned
+from sfumato.schedules import log_snr
 from sfumato.training.objectives import prediction_loss
 from sfumato.training.times import TimeLaw
 
@@ -49,12 +51,48 @@ class Coupling(Protocol):
         ...
 
 
+@runtime_checkable
+class Codec(Protocol):
+    """The two ends of a latent model: where the sampled states live and how they are read as data."""
+
+    def like(self, n: int, device: Any) -> Tensor:
+        """``n`` empty states."""
+        ...
+
+    def decode(self, x: Tensor) -> Tensor:
+        """States ``[n, ...]`` as data in the model's units (what the data's transform decodes)."""
+        ...
+
+
 @final
 @dataclass(frozen=True)
 class Composition:
-    """The parts of a method: what trains (``objective`` at ``times``, ends by ``coupling``) and what samples."""
+    """The parts of a method: what trains (``objective`` at ``times``, ends by ``coupling``) and what samples.
 
-    denoiser: Preconditioned
+    ``codec``: where states are not the data themselves (the objective encodes; embeddings, latents); ``steps``: the
+    number of sampling steps, where the method allows one only (a token at a time); ``clean``: a map of beliefs while
+    sampling (clamping to embeddings); ``likelihood``: how held-out data is
+    scored in nats per sample, where the recipe has its own way (text).
+    """
+
+    denoiser: Any
     times: TimeLaw
     objective: Objective = prediction_loss
     coupling: Coupling | None = None
+    codec: Codec | None = None
+    steps: int | None = None
+    clean: Callable[[Any], Any] | None = None
+    likelihood: Any = None
+
+
+def snr_of(process: Any, t: float) -> float | None:
+    """The log-SNR of a process at ``t``; None where the process has no schedule, or no finite one there."""
+    schedule = getattr(process, "schedule", None)
+    value = math.nan if schedule is None else log_snr(schedule, t)
+    return value if math.isfinite(value) else None
+
+
+def level(process: Any, t: float) -> str:
+    """The noise level at ``t``, in words."""
+    value = snr_of(process, t)
+    return f"t={t:.4f}" if value is None else f"t={t:.4f}, log-SNR {value:.2f}"

@@ -22,17 +22,17 @@ from torch import Tensor
 import sfumato
 from sfumato.core import RNG
 from sfumato.data.transforms import Transform
-from sfumato.denoisers import Preconditioned
 from sfumato.errors import Refusal
-from sfumato.randomness import Stream
-from sfumato.schedules import at, log_snr
-from sfumato.training.composition import Composition
+from sfumato.schedules import at
+from sfumato.training.composition import Composition, level
 from sfumato.training.files import make_folder, pack_tensors, read_json, to_json, unpack_tensors, write_bytes
 from sfumato.training.samples import Samples
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, flatten
 from sfumato.training.times import TimeLaw
 
 FORMAT = 1
+#: Called with a step, the number of steps and the state after it.
+Watch = Callable[[int, int, Tensor], None]
 
 
 @runtime_checkable
@@ -75,7 +75,7 @@ class Diffusion:
         return self.compose(self.net)
 
     @property
-    def denoiser(self) -> Preconditioned:
+    def denoiser(self) -> Any:
         """The denoiser around ``net``."""
         return self.parts.denoiser
 
@@ -88,6 +88,21 @@ class Diffusion:
     def process(self) -> Any:
         """The process the denoiser was built for."""
         return self.denoiser.head.process
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one state."""
+        return tuple(int(v) for v in self.data["shape"])
+
+    def like(self, n: int) -> Tensor:
+        """``n`` empty states: what a process shapes its prior after."""
+        if self.parts.codec is not None:
+            return self.parts.codec.like(n, self.device)
+        return torch.zeros((n, *self.shape), dtype=self.transform.dtype, device=self.device)
+
+    def decode(self, x: Tensor) -> Any:
+        """States in the user's units."""
+        return self.transform.decode(x if self.parts.codec is None else self.parts.codec.decode(x))
 
     @property
     def device(self) -> torch.device:
@@ -133,19 +148,24 @@ class Diffusion:
         drawn = self.process.prior(x0).draw(rng) if end is None else end
         return self.parts.coupling(x0, drawn, batch.get("label") if self.classes else None, rng)
 
-    def losses_at(self, batch: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Float[Tensor, " b"]:
-        """The loss ``[b]`` at given times and noise, every label shown: what validation measures."""
+    def losses_at(self, batch: Mapping[str, Tensor], t: Tensor, eps: Tensor | None, rng: RNG) -> Float[Tensor, " b"]:
+        """The loss ``[b]`` at given times and noise, every label shown: what validation measures.
+
+        ``rng``: where the objective draws more (all there is to draw, where ``eps`` is None); with one stream per row a
+        row's loss does not depend on the others.
+        """
         x0 = batch["x0"] if "x0" in batch else self.transform.encode(batch["x"])
         cond = {"label": batch["label"]} if self.classes else None
-        rng = Stream(0)
-        prior = batch.get("end") if self.parts.coupling is None else at(self.process.schedule, 1.0)[1] * eps
+        prior = batch.get("end")
+        if self.parts.coupling is not None and eps is not None:
+            prior = at(self.process.schedule, 1.0)[1] * eps
         end = self._coupled(x0, batch, rng, prior)
         return self.parts.objective(self.denoiser, x0, t, cond, rng, eps=eps, end=end)
 
     def describe_level(self, n: int, worst: int, rng: RNG) -> str:
         """The noise level of sample ``worst`` of a batch of ``n`` whose step drew from ``rng``."""
-        t = float(self.draw_times(n, rng)[worst])
-        return f"t={t:.4f}, log-SNR {log_snr(self.process.schedule, t):.2f}"
+        t, exchanged = self.draw_times(n, rng), getattr(self.parts.objective, "exchanged", None)
+        return level(self.process, float((t if exchanged is None else exchanged(t))[worst]))
 
     # ---------------------------------------------------------------------------------------------------- sampling
 
@@ -162,6 +182,12 @@ class Diffusion:
         seed: int = 0,
         batch: int = 256,
         autoguide: Diffusion | None = None,
+        threshold: str | None = None,
+        prompt: str | None = None,
+        infill: str | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        watch: Watch | None = None,
     ) -> Samples:
         """``n`` samples in the data's units (uint8), with the record of how they were made.
 
@@ -169,8 +195,12 @@ class Diffusion:
         conditional, more is stronger; ``interval``: guide only at ``low < t <= high``.  ``sampler``, ``steps``,
         ``grid``: the recipe's own unless given.  Sample ``k`` has seed ``seed + k``; ``batch`` changes the speed
         alone.  ``autoguide``: a weaker model of the same data and process, to guide away from in place of the model
-        without a label (:func:`sfumato.guidance.autoguidance`); it needs no label.  Raises :class:`Refusal` for
-        anything that does not fit the model, and where a state stops being finite.
+        without a label (:func:`sfumato.guidance.autoguidance`); it needs no label.  ``threshold``: none, static, or
+        dynamic as in ``"dynamic:quantile=0.995"`` (:mod:`sfumato.guidance.thresholds`), of the predicted clean data.
+        Of a text model alone: ``prompt``: what every sample begins with; ``infill``: a text whose underscores are free
+        and whose other characters stay; ``temperature`` (0 is greedy) and ``top_p`` change which tokens are chosen,
+        never when.  ``watch(step, steps, x)`` is called with the first batch's state after every step.  Raises
+        :class:`Refusal` for anything that does not fit the model, and where a state stops being finite.
         """
         from sfumato.training.sampling import draw, plan
 
@@ -178,9 +208,11 @@ class Diffusion:
             self,
             plan(
                 self, n, label, guidance=guidance, interval=interval, sampler=sampler, steps=steps, grid=grid,
-                seed=seed, autoguide=autoguide,
+                seed=seed, autoguide=autoguide, threshold=threshold,
+                prompt=prompt, infill=infill, temperature=temperature, top_p=top_p,
             ),
             batch=batch,
+            watch=watch,
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------- storing

@@ -41,6 +41,6 @@ class GreyLevels(nn.Module):
         return x if levels is None else (x - levels.low) / (128 * levels.width) - 1
 
 
-def note(model: Any) -> None:
+def note(model: Any, data: Any) -> None:
     """Fix the limits in ``model.net.grey``: what a recipe that needs them does before its first step."""
     model.net.grey.set(*model.transform.limits)

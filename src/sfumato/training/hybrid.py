@@ -27,7 +27,7 @@ from sfumato.processes.decoder import Discretised, Levels
 from sfumato.randomness import as_rng
 from sfumato.schedules import Schedule, at
 from sfumato.training.grey import GreyLevels
-from sfumato.trees import against
+from sfumato.trees import against, cast, precise
 
 #: The least share of ``sigma_t^2`` that is believed about x0; below it the value stays and the gradient goes through.
 LEAST = 1e-6
@@ -35,7 +35,7 @@ LEAST = 1e-6
 
 def step_of(t: Tensor, steps: int) -> Tensor:
     """``t T``, moved onto the step it is within 1e-3 of (networks are told times in float32); float64 ``[b]``."""
-    position = t.double().cpu() * steps
+    position = precise(t).cpu() * steps
     return torch.where((position - position.round()).abs() < 1e-3, position.round(), position)
 
 
@@ -85,10 +85,12 @@ class LossHistory(nn.Module):
 
     losses: Tensor
     seen: Tensor
+    #: The steps that were drawn last, of training that is under way; never stored.
+    drawn: Tensor | None
 
     def __init__(self, steps: int, depth: int = 10, uniform: float = 0.001) -> None:
         super().__init__()
-        self.uniform = uniform
+        self.uniform, self.drawn = uniform, None
         self.register_buffer("losses", torch.zeros(steps, depth))
         self.register_buffer("seen", torch.zeros(steps, dtype=torch.int64))
 
@@ -98,13 +100,14 @@ class LossHistory(nn.Module):
         even = torch.full((steps,), 1 / steps, dtype=torch.float64)
         if not bool((self.seen >= depth).all()):
             return even
-        size = self.losses.double().cpu().square().mean(1).sqrt()
+        size = precise(self.losses).cpu().square().mean(1).sqrt()
         return (1 - self.uniform) * size / size.sum() + self.uniform * even
 
     def draw(self, u: Tensor) -> tuple[Int64[Tensor, " b"], Float[Tensor, " b"]]:
         """The steps ``1..T`` at quantiles ``u [b]``, and the factors ``1 / (T p)`` that keep a mean over them true."""
         p = self.probabilities()
         k = torch.searchsorted(p.cumsum(0), u.double().cpu(), right=True).clamp(max=len(p) - 1)
+        self.drawn = k + 1
         return k + 1, 1 / (len(p) * p[k])
 
     @torch.no_grad()
@@ -131,7 +134,7 @@ def vlb_term(
     first = (position <= 1).nonzero()[:, 0].to(x0.device)
     if levels is not None and len(first):
         law = Discretised(belief.mean[first], belief.var[first], levels)
-        terms = terms.index_put((first,), law.nll(x0[first]).to(terms))
+        terms = terms.index_put((first,), cast(law.nll(x0[first]), terms))
     return terms
 
 
@@ -155,6 +158,11 @@ class StepBound:
     steps: int
     history: LossHistory | None = None
     grey: GreyLevels | None = None
+
+    def exchanged(self, t: Tensor) -> Tensor:
+        """The times ``[b]`` that the last training loss was measured at in the place of ``t [b]``."""
+        drawn = None if self.history is None else self.history.drawn
+        return t if drawn is None else drawn.double() / self.steps
 
     def terms(self, denoiser: Any, raw: tuple[Tensor, Tensor], x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The term at ``t``, times ``T``, in bits/dim."""

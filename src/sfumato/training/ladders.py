@@ -8,12 +8,48 @@ The contract: a ladder is ``L`` levels from ``sigma_max`` down to ``sigma_min`` 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sfumato import schedules
 from sfumato.errors import Refusal
+from sfumato.processes.gaussian import Gaussian
+from sfumato.training.settings import require, resolve
+from sfumato.training.times import Steps
+
+
+@final
+@dataclass(frozen=True)
+class Ladder:
+    """Settings that recipes share: ``levels`` in geometric progression from ``sigma_max`` to ``sigma_min``, in model
+    units."""
+
+    sigma_max: float
+    sigma_min: float
+    levels: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.sigma_min < self.sigma_max, "sigma_min", self.sigma_min, "a number between 0 and sigma_max")
+        require(self.levels >= 2, "levels", self.levels, "at least 2")
+
+    @property
+    def process(self) -> Gaussian:
+        """Noise of these levels, ``sigma(k / levels)``."""
+        return Gaussian(schedules.get("levels", sigma_max=self.sigma_max, sigma_min=self.sigma_min, count=self.levels))
+
+    @property
+    def times(self) -> Steps:
+        """All levels equally likely."""
+        return Steps(self.levels)
+
+    def given(self, settings: Mapping[str, Any]) -> Ladder:
+        """This ladder with what ``settings`` say of it; raises :class:`Refusal` for values that are none."""
+        return resolve(self, {f.name: settings[f.name] for f in fields(self) if f.name in settings})
 
 
 def widest_distance(x: Float[Tensor, "n ..."], block: int = 1000) -> float:

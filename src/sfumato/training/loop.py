@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core import RNG
+from sfumato.data.rows import Rows
 from sfumato.errors import Refusal
 from sfumato.randomness import Stream
 from sfumato.training.horizon import Clock, Horizon
@@ -53,32 +54,6 @@ class Step:
     lr: float
     seconds: float
     images_per_second: float
-
-
-@runtime_checkable
-class Rows(Protocol):
-    """What training reads: ``n`` rows, any of them as a batch on the training device."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows at ``index``: ``"x"`` (uint8), or ``"x0"`` (model units) with its ``"end"``; ``"label"``."""
-        ...
-
-
-class Dataset:
-    """A data set in memory: uint8 ``x [n, ...]`` and, where there are classes, int64 ``label [n]``."""
-
-    def __init__(self, x: Tensor, label: Tensor | None, device: torch.device) -> None:
-        self.x, self.label, self.device = x, label, device
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def batch(self, index: Tensor) -> dict[str, Tensor]:
-        """The rows at ``index``, on the training device."""
-        rows = {"x": self.x[index].to(self.device)}
-        return rows if self.label is None else rows | {"label": self.label[index].to(self.device)}
 
 
 def train_steps(

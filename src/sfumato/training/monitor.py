@@ -18,7 +18,7 @@ from sfumato.errors import Refusal
 from sfumato.training.files import write_bytes, write_refusal
 from sfumato.training.horizon import Clock, Horizon
 from sfumato.training.loop import Step
-from sfumato.training.pictures import loss_plot, save_png
+from sfumato.training.pictures import loss_plot
 
 #: A training line is the mean over this many steps.
 LOG_EVERY = 10
@@ -215,5 +215,6 @@ class Reporter:
         if columns:
             label = list(model.classes) or None
             n = columns * (len(model.classes) or columns)
-            samples = model.sample(n, label=label, steps=self.reporting.grid_steps, seed=0)
-            save_png(samples.picture(), run / "grids" / f"step-{step:06d}.png")
+            samples = model.sample(n, label=label, steps=model.parts.steps or self.reporting.grid_steps, seed=0)
+            suffix = Path(samples.view.file).suffix
+            write_bytes(run / "grids" / f"step-{step:06d}{suffix}", samples.view.show(samples))

@@ -1,16 +1,17 @@
 """Pairs for reflow: draws of the prior and where a trained flow carries them.
 
 The contract: pair ``k`` is a function of the teacher, the seed and ``k`` alone: its noise is the stream of one seed,
-its label the data's own in a seeded order, its end the teacher's ODE solved by the teacher's own solver and grid,
-guided as asked (a guided field is a field, too) and never clipped.  Pairs are made once, in parts that a killed run
-keeps, and stored whole in ``RUN/pairs.safetensors`` with their record ``RUN/pairs.json``.
+its label the data's own in a seeded order, its end the teacher's ODE solved by the teacher's own solver and grid (what
+``auto`` stands for, too), guided as asked (a guided field is a field, too) and never clipped.  Pairs are made once, in
+parts that a killed run keeps, and stored whole in ``RUN/pairs.safetensors`` with their record ``RUN/pairs.json``.
+Either says which teacher made them, by the checksum of its weights: no run goes on with pairs of another.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -18,13 +19,14 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato import grids, samplers, schedules
+from sfumato import samplers, schedules
 from sfumato.data.sets import Data
 from sfumato.errors import Refusal
 from sfumato.guidance import cfg
 from sfumato.processes.interpolant import Interpolant
 from sfumato.randomness import Streams
 from sfumato.training.files import checksum, make_folder, pack_tensors, read_json, to_json, unpack_tensors, write_bytes
+from sfumato.training.sampling import Plan, plan
 from sfumato.training.seeds import epoch_order, mix
 
 #: Pairs of one part.
@@ -72,25 +74,55 @@ def require_teacher(teacher: Any, run: Path | str, guidance: float = 1.0) -> Non
     noisy = isinstance(head.process, Interpolant) and head.process.gamma is not None
     if head.prediction != "flow" or head.process.schedule != schedules.get("flow") or noisy:
         raise Refusal(f"teacher={run} ({teacher.recipe}) is no flow on the straight path; use flow, ot-cfm or reflow")
-    name = teacher.settings.sampling.sampler
-    if samplers.build(name).order is None:
-        raise Refusal(
-            f"teacher={run} samples by {name!r}, which draws noise; train one with an ODE solver, e.g. 'heun'"
-        )
     if guidance != 1 and (not teacher.classes or teacher.settings.optimisation.label_dropout == 0):
         raise Refusal(f"pair_guidance={guidance:g}: teacher={run} was trained without label dropout; use 1")
+    job = own_plan(teacher, guidance)
+    if job.sampler.order is None:
+        raise Refusal(
+            f"teacher={run} samples by {job.solver!r}, which draws noise; train one with an ODE solver, e.g. 'heun'"
+        )
+
+
+def own_plan(teacher: Any, guidance: float) -> Plan:
+    """The solver and the grid that the teacher samples with unless told otherwise, guided with this weight."""
+    return plan(teacher, 1, teacher.classes[0], guidance=guidance) if teacher.classes else plan(teacher, 1)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What makes pairs: a ``teacher`` (a trained model), how it is guided, every pair's label, the first one's seed."""
+    """What makes ``n`` pairs: a ``teacher`` (a trained model) and the checksum of its ``weights``, how it is guided,
+    every pair's label, the first one's seed."""
 
     teacher: Any
+    weights: str
     guidance: float
     label: Tensor | None
     seed: int
     n: int
+
+    def identity(self) -> dict[str, Any]:
+        """All that a pair depends on but its number, as JSON."""
+        job = own_plan(self.teacher, self.guidance)
+        return {
+            "weights": self.weights,
+            "teacher": self.teacher.recipe,
+            "seed": self.seed,
+            "guidance": self.guidance,
+            "solver": job.solver,
+            "grid": job.grid_name,
+            "steps": job.steps,
+        }
+
+    def require(self, record: Mapping[str, Any], folder: Path) -> None:
+        """Raises :class:`Refusal` where the ``record`` of the pairs in ``folder`` names another source."""
+        now = self.identity()
+        for name in now:
+            if now[name] != record.get(name, now[name]):
+                raise Refusal(
+                    f"the pairs in {folder} were made by another teacher (other {name}); bring that one back, or "
+                    "remove them to make them anew"
+                )
 
     def _denoiser(self) -> Any:
         null = len(self.teacher.classes)
@@ -100,8 +132,7 @@ class Source:
 
     def make(self, first: int, last: int) -> dict[str, Tensor]:
         """Pairs ``first .. last - 1``, on the CPU."""
-        teacher, device = self.teacher, self.teacher.device
-        settings = teacher.settings.sampling
+        teacher, device, job = self.teacher, self.teacher.device, own_plan(self.teacher, self.guidance)
         shape = (last - first, *(int(v) for v in teacher.data["shape"]))
         x1 = teacher.process.prior(torch.zeros(shape)).draw(Streams(range(self.seed + first, self.seed + last)))
         cond = None
@@ -110,9 +141,8 @@ class Source:
                 torch.full((last - first,), len(teacher.classes)) if self.label is None else self.label[first:last]
             )
             cond = {"label": classes.to(device)}
-        grid = grids.build(settings.grid)(teacher.process.schedule, settings.sampling_steps)
-        sampler = samplers.build(settings.sampler)
-        x0 = samplers.sample(self._denoiser(), teacher.process, sampler, grid, x1.to(device), cond=cond).cpu()
+        start = x1.to(device)
+        x0 = samplers.sample(self._denoiser(), teacher.process, job.sampler, job.times, start, cond=cond).cpu()
         if not bool(torch.isfinite(x0).all()):
             raise Refusal(f"the teacher's samples {first}..{last - 1} are not finite; train it longer")
         pairs = {"x0": x0, "end": x1}
@@ -127,7 +157,7 @@ def source(teacher: Any, data: Data, n: int, seed: int, guidance: float = 1.0) -
         label = data.train.label[order.repeat(-(-n // len(order)))[:n]]
     # another teacher, other noise: a second round must not meet the draws that the first one was trained on
     weights = checksum(pack_tensors(teacher.net.state_dict()))
-    return Source(teacher, guidance, label, mix(seed, "pairs", weights) >> 1, n)
+    return Source(teacher, weights, guidance, label, mix(seed, "pairs", weights) >> 1, n)
 
 
 def collect(
@@ -135,9 +165,9 @@ def collect(
 ) -> dict[str, Tensor] | None:
     """All pairs of a source: those that ``run`` has already, then the rest; None where ``stop()`` came first.
 
-    Without a run folder nothing is stored.
+    Without a run folder nothing is stored.  Raises :class:`Refusal` where those are another source's.
     """
-    folder = None if run is None else make_folder(run / "pairs")
+    folder = None if run is None else _begun(made, run / "pairs")
     began, told, parts, here = time.perf_counter(), time.perf_counter(), [], 0
     for first in range(0, made.n, PART):
         last = min(first + PART, made.n)
@@ -156,16 +186,10 @@ def collect(
             say(f"pairs: {last} of {made.n}, {(told - began) / here * (made.n - last):.0f} s to go")
     pairs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if run is not None and folder is not None:
-        settings = made.teacher.settings.sampling
         cost = (pairs["end"] - pairs["x0"]).double().flatten(1).square().sum(1)
-        record = {
+        record = made.identity() | {
             "n": made.n,
-            "seed": made.seed,
-            "teacher": made.teacher.recipe,
-            "sampler": settings.sampler,
-            "grid": settings.grid,
-            "steps": settings.sampling_steps,
-            "guidance": made.guidance,
+            "sampler": made.teacher.settings.sampling.sampler,
             "transport_cost": float(cost.mean()),
             "seconds": time.perf_counter() - began,
         }
@@ -173,6 +197,18 @@ def collect(
         write_bytes(run / "pairs.safetensors", pack_tensors(pairs))
         shutil.rmtree(folder)
     return pairs
+
+
+def _begun(made: Source, folder: Path) -> Path:
+    """The folder of the parts, which says whose they are from before the first one on."""
+    path = make_folder(folder) / "source.json"
+    if path.exists():
+        made.require(read_json(path), folder)
+    elif any(folder.glob("*.safetensors")):
+        raise Refusal(f"{folder} does not say which teacher made its pairs; remove it to make them anew")
+    else:
+        write_bytes(path, to_json(made.identity()))
+    return folder
 
 
 def stored(run: Path | None, n: int) -> dict[str, Tensor] | None:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, final
 
 from sfumato.data.loading import load as load_data
-from sfumato.data.sets import Data
+from sfumato.data.rows import Rows, Source
 from sfumato.errors import Refusal
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import horizon as horizons
@@ -29,11 +29,11 @@ from sfumato.training.diffusion import Diffusion, from_config, load_weights, rea
 from sfumato.training.ema import EMA
 from sfumato.training.files import make_folder, to_json, write_bytes
 from sfumato.training.horizon import Clock, Horizon
-from sfumato.training.loop import Dataset, Rows, train_steps
+from sfumato.training.loop import train_steps
 from sfumato.training.monitor import Log, Progress, Reporter, progress
 from sfumato.training.optim import Optimiser
 from sfumato.training.phema import Averages, forget_after
-from sfumato.training.settings import resolve
+from sfumato.training.settings import refuse_idle, resolve
 from sfumato.training.validation import Validation
 
 #: Where neither minutes nor steps are given.
@@ -48,7 +48,7 @@ class Stopped(KeyboardInterrupt):
 
 def train(
     recipe: str,
-    data: Data | str | Path,
+    data: Source | str | Path,
     *,
     minutes: float | None = None,
     steps: int | None = None,
@@ -70,33 +70,40 @@ def train(
     """
     resolve_device(device)
     asked = horizons.choose(minutes, steps)
-    loaded = data if isinstance(data, Data) else load_data(data)
+    loaded = load_data(data) if isinstance(data, str | Path) else data
     run = None if out is None else Path(out)
     if resume and run is None:
         raise Refusal("resume needs out: the run folder to continue")
     if seed is not None and not 0 <= seed < 2**63:
         raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
     if resume and run is not None:
-        model, horizon = _resumed(run, recipe, loaded, asked, seed, settings)
+        model, units, horizon = _resumed(run, recipe, loaded, asked, seed, settings)
     else:
         horizon = asked or horizons.Seconds(60 * DEFAULT_MINUTES)
-        model = _fresh(recipe, loaded, horizon, seed or 0, settings)
+        model, units = _fresh(recipe, loaded, horizon, seed or 0, settings, run)
         if run is not None:
             _claim(run, model)
     with _Interrupt.caught(run) as interrupt:
-        return _Run(model, loaded, run, horizon, device).go(interrupt, quiet)
+        return _Run(model, units, run, horizon, device).go(interrupt, quiet)
 
 
-def _fresh(recipe: str, data: Data, horizon: Horizon, seed: int, settings: Mapping[str, Any]) -> Diffusion:
+def _fresh(
+    recipe: str, data: Source, horizon: Horizon, seed: int, settings: Mapping[str, Any], run: Path | None
+) -> tuple[Diffusion, Source]:
+    """An untrained model, and the data in its units."""
     from sfumato import recipes
 
     chosen = recipes.get(recipe)
-    resolved = resolve(chosen.defaults if chosen.settle is None else chosen.settle(settings), settings)
-    units = data.standardised() if resolved.optimisation.standardise else data
+    defaults = chosen.defaults if chosen.settle is None else chosen.settle(settings)
+    resolved = resolve(defaults, settings)
+    if data.kind != chosen.kind:
+        raise Refusal(f"recipe {recipe!r} makes {chosen.kind}, {data.name} holds {data.kind}; give other --data")
+    units = data.prepared(resolved)
     model = chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
+    refuse_idle(defaults, resolved, out=run, classes=len(model.classes))
     if chosen.begin is not None:
-        chosen.begin(model)
-    return model
+        chosen.begin(model, units)
+    return model, units
 
 
 def _claim(run: Path, model: Diffusion) -> None:
@@ -113,9 +120,9 @@ def _claim(run: Path, model: Diffusion) -> None:
 
 
 def _resumed(
-    run: Path, recipe: str, data: Data, asked: Horizon | None, seed: int | None, settings: Mapping[str, Any]
-) -> tuple[Diffusion, Horizon]:
-    """The model and horizon of ``run``, after everything asked for agreed with them."""
+    run: Path, recipe: str, data: Source, asked: Horizon | None, seed: int | None, settings: Mapping[str, Any]
+) -> tuple[Diffusion, Source, Horizon]:
+    """The model, data and horizon of ``run``, after everything asked for agreed with them."""
     config = read_config(run)
     model = from_config(config, run)
     horizon = horizons.from_json(config["horizon"])
@@ -126,7 +133,9 @@ def _resumed(
     if recipe == config["recipe"]:
         given = resolve(chosen.defaults, dict(config["settings"]) | dict(settings))
         wanted += _differences(given, model.settings)
-    spec = data.spec()
+    chosen = recipes.get(model.recipe)
+    units = data.prepared(model.settings) if data.kind == chosen.kind else data
+    spec = units.spec()
     # a file that was moved is the same data: its checksum decides, its name only explains
     keys = ("name", "sha256") if spec["sha256"] != config["data"].get("sha256") else ("shape", "classes")
     wanted += [(f"data {key}", spec[key], config["data"].get(key)) for key in keys]
@@ -138,8 +147,8 @@ def _resumed(
                 f"{run} was trained with {what} {_show(then)}, not {_show(now)}; leave it out or give another --out"
             )
     if chosen.begin is not None and not checkpoints.steps_of(run):
-        chosen.begin(model)  # stopped before its first checkpoint: it begins again
-    return model, horizon
+        chosen.begin(model, units)  # stopped before its first checkpoint: it begins again
+    return model, units, horizon
 
 
 def _differences(given: Any, stored: Any) -> list[tuple[str, Any, Any]]:
@@ -189,7 +198,7 @@ class _Run:
     """One part of a run, from its newest checkpoint (or the start) to its end or an interrupt."""
 
     model: Diffusion
-    data: Data
+    data: Source
     run: Path | None
     horizon: Horizon
     device: str
@@ -210,14 +219,15 @@ class _Run:
             self._restore(display)
             make = recipes.get(self.model.recipe).dataset
             dataset: Rows | None = (
-                Dataset(self.data.train.x, self.data.train.label, device)
+                self.data.rows(device)
                 if make is None
                 else make(self.model, self.data, self.run, device, display.say, lambda: interrupt.asked)
             )
             if dataset is None:
                 raise Stopped(f"stopped before the first step; continue with: {self.resume_command()}")
+            self.rows = len(dataset)
             validation = Validation(
-                self.model, getattr(dataset, "held_out", self.data.test), settings.reporting.validation_images,
+                self.model, getattr(dataset, "held_out", self.data.held_out), settings.reporting.validation_images,
                 seed=int(self.model.origin["seed"]), batch=settings.optimisation.batch,
             )  # fmt: skip
             log = Log(self.run / "log.jsonl" if self.run else None, self.step)
@@ -301,8 +311,7 @@ class _Run:
     def _save(self) -> None:
         if self.run is None or self.saved == self.step:
             return
-        batch, n = self.model.settings.optimisation.batch, len(self.data.train)
-        epoch, offset = divmod(self.step * batch, n)
+        epoch, offset = divmod(self.step * self.model.settings.optimisation.batch, self.rows)
         checkpoints.write(
             self.run,
             Checkpoint(

@@ -1,7 +1,7 @@
-"""What sampling gives: images in the user's units and the record of how they were made.
+"""What sampling gives: samples in the user's units and the record of how they were made.
 
-The contract: ``samples.npz`` (``x``, and ``label`` where there is one), ``grid.png`` and ``samples.json`` are written
-together or not at all, and never over an existing set.
+The contract: ``samples.npz`` (``x``, and ``label`` where there is one), a file to look at (``grid.png`` for images,
+``samples.txt`` for text) and ``samples.json`` are written together or not at all, and never over an existing set.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch import Tensor
 
+from sfumato.data.views import Images, View
 from sfumato.errors import Refusal
 from sfumato.training.files import new_folder, to_json
 
@@ -25,28 +26,29 @@ from sfumato.training.files import new_folder, to_json
 @final
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """``x``: uint8 ``[n, h, w]`` or ``[n, h, w, c]``; ``label``: class names or None; ``record``: seeds, sampler, NFE,
-    ...
+    """``x``: uint8 ``[n, h, w]`` or ``[n, h, w, c]`` for images, a list of strings for text; ``label``: class names or
+    None; ``record``: seeds, sampler, NFE, ...; ``view``: how they are stored and shown.
 
     Converts to an array with ``numpy.asarray(samples)`` and indexes like one.
     """
 
-    x: UInt8[Tensor, "n ..."]
+    x: Any
     label: tuple[str, ...] | None
     classes: tuple[str, ...]
     record: Mapping[str, Any]
+    view: View = Images()
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: Any) -> Any:
         return self.x[index]
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.x)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        array = self.x.numpy()
+        array = self.view.array(self.x)
         return array if dtype is None else array.astype(dtype)
 
     def index(self) -> Int64[Tensor, " n"] | None:
@@ -70,7 +72,8 @@ class Samples:
     def ordered(self) -> Tensor:
         """The images as the picture shows them: sorted by class where there are labels, else as sampled."""
         index = self.index()
-        return self.x if index is None else self.x[index.argsort(stable=True)]
+        found: Tensor = self.x if index is None else self.x[index.argsort(stable=True)]
+        return found
 
     def picture(self, *, most: int = 256, scale: int = 2) -> Any:
         """The grid as a ``PIL.Image``, row = class where every class is there equally often; at most ``most``
@@ -86,23 +89,23 @@ class Samples:
         return image_grid(images[:most], columns, scale=scale)
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``samples.npz``, ``grid.png`` and ``samples.json`` into a new ``folder``.
+        """Write ``samples.npz``, the file to look at and ``samples.json`` into a new ``folder``.
 
         Raises :class:`Refusal` where it exists already or cannot be written.
         """
         folder = Path(folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise Refusal(f"{folder} exists already and is kept; give another --out")
-        arrays: dict[str, Any] = {"x": self.x.numpy()}
+        arrays: dict[str, Any] = {"x": self.view.array(self.x)}
         index = self.index()
         if index is not None:
             arrays["label"] = index.numpy()
-        packed, image = io.BytesIO(), io.BytesIO()
+        packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
-        self.picture().save(image, format="PNG")
-        record = dict(self.record) | {"shape": list(self.x.shape), "classes": list(self.classes)}
+        shown = self.view.show(self)
+        record = dict(self.record) | {"shape": list(arrays["x"].shape), "classes": list(self.classes)}
         with new_folder(folder) as temporary:
             (temporary / "samples.npz").write_bytes(packed.getvalue())
-            (temporary / "grid.png").write_bytes(image.getvalue())
+            (temporary / self.view.file).write_bytes(shown)
             (temporary / "samples.json").write_bytes(to_json(record))
         return folder

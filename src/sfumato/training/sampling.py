@@ -8,7 +8,6 @@ streams of seed ``seed + k`` alone; a state that stops being finite stops the wa
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, final
@@ -17,13 +16,17 @@ import torch
 from torch import Tensor
 
 import sfumato
-from sfumato import grids, samplers, spec
+from sfumato import grids, samplers, schedules, spec
 from sfumato.core import Cond, Sampler, Time
 from sfumato.errors import Refusal, nearest
-from sfumato.guidance import Mapped, autoguidance, cfg, clip, interval
+from sfumato.guidance import Mapped, autoguidance, cfg, interval, thresholds
+from sfumato.guidance.prompts import Given, Prompted
+from sfumato.guidance.tempered import tempered
+from sfumato.processes.fitted import start
 from sfumato.randomness import Streams
 from sfumato.samplers import auto
-from sfumato.schedules import log_snr
+from sfumato.training import decoding
+from sfumato.training.composition import level
 from sfumato.training.samples import Samples
 from sfumato.training.velocity import AtOne
 
@@ -52,6 +55,10 @@ class Plan:
     times: Tensor
     seed: int
     weak: Any = None
+    threshold: str = "none"
+    given: Given | None = None
+    prompt: str | None = None
+    choice: tempered = tempered()
 
     @property
     def steps(self) -> int:
@@ -71,6 +78,11 @@ def plan(
     grid: str | None = None,
     seed: int = 0,
     autoguide: Any = None,
+    threshold: str | None = None,
+    prompt: str | None = None,
+    infill: str | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
 ) -> Plan:
     """Resolve and check a job for ``model``; raises :class:`Refusal` in one line for anything that does not fit."""
     defaults = model.settings.sampling
@@ -79,6 +91,12 @@ def plan(
     if not 0 <= seed <= LARGEST_SEED - n:
         raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
     count = defaults.sampling_steps if steps is None else steps
+    if model.parts.steps is not None:
+        if steps not in (None, model.parts.steps):
+            raise Refusal(f"steps={steps}: {model.recipe} takes {model.parts.steps} steps, no more and no fewer")
+        count = model.parts.steps
+    given = decoding.given(model, prompt, infill)
+    choice = decoding.choice(model, temperature, top_p)
     names = _labels(model.classes, label, n)
     dropout = model.settings.optimisation.label_dropout
     if names is None and model.classes and dropout == 0:
@@ -86,13 +104,14 @@ def plan(
             f"this model was trained without label dropout and needs a label: one of {', '.join(model.classes)}"
         )
     weight = _guidance(model, names, guidance, interval, autoguide)
+    held = _threshold(model, threshold)
     name = sampler or defaults.sampler
     if name == auto.NAME:
         if grid is not None:
             raise Refusal(f"grid={grid}: the sampler 'auto' chooses its own grid; leave the grid out or name a sampler")
-        choice = auto.choose(model.process.schedule, count, weight)
-        solver, spacing = spec.text(choice.sampler, choice.settings), spec.text(choice.grid, choice.grid_settings)
-        count = choice.steps
+        chosen = auto.choose(_schedule(model, name), count, weight)
+        solver, spacing = spec.text(chosen.sampler, chosen.settings), spec.text(chosen.grid, chosen.grid_settings)
+        count = chosen.steps
     else:
         solver, spacing = name, grid or defaults.grid
     if isinstance(model.times, AtOne) and (solver, count) != ("euler", 1):
@@ -102,6 +121,9 @@ def plan(
     if interval is not None and isinstance(samplers.build(solver), samplers.RK45):
         raise Refusal(f"interval={interval}: rk45 takes its samples to different times; use a solver on the grid")
     measured = spacing == OPTIMISED
+    walked = samplers.build(solver)
+    # even times read no schedule: any stands for the one that a process may not have
+    schedule = schedules.get("flow") if spacing == "uniform" else _schedule(model, f"grid {spacing}")
     job = Plan(
         n=n,
         label=names,
@@ -109,11 +131,15 @@ def plan(
         interval=interval,
         sampler_name=name,
         solver=solver,
-        sampler=samplers.build(solver),
+        sampler=walked if given is None else Prompted(walked, given),
         grid_name=spacing,
-        times=grids.build(defaults.grid if measured else spacing)(model.process.schedule, count),
+        times=grids.build(defaults.grid if measured else spacing)(schedule, count),
         seed=seed,
         weak=autoguide,
+        threshold=held,
+        given=given,
+        prompt=prompt if infill is None else infill,
+        choice=choice,
     )
     return replace(job, times=_optimised(model, job)(model.process.schedule, count)) if measured else job
 
@@ -122,10 +148,18 @@ def _optimised(model: Any, job: Plan) -> grids.Equidistributed:
     """The grid that suits this job's own model, guidance and order, measured on a few of its trajectories."""
     # every class in turn, whatever was asked for: the times of a sample must not depend on the others
     names = None if job.label is None else tuple(model.classes[k % len(model.classes)] for k in range(MEASURED))
-    start = torch.zeros((MEASURED, *model.data["shape"]), device=model.device)
+    start = model.like(MEASURED)
     denoiser = _guided(model, job, _Counted(model.denoiser))
     cond, order = _condition(model, names, MEASURED), min(job.sampler.order or 1, 2)
     return grids.measure(denoiser, model.process, start, Streams(range(MEASURED)), cond=cond, order=order)
+
+
+def _schedule(model: Any, what: str) -> Any:
+    """The schedule of the model's process; refuses ``what`` needs one where there is none."""
+    schedule = getattr(model.process, "schedule", None)
+    if schedule is None:
+        raise Refusal(f"{what} reads a schedule, and {model.recipe} has none for all its sites; use the grid 'uniform'")
+    return schedule
 
 
 def _labels(classes: tuple[str, ...], label: Any, n: int) -> tuple[str, ...] | None:
@@ -191,6 +225,15 @@ def _guidance(
     return weight
 
 
+def _threshold(model: Any, asked: str | None) -> str:
+    """The threshold of the predicted clean data with all its settings: the run's own unless asked for another."""
+    own = model.settings.sampling
+    found = thresholds.parse(asked or (own.threshold if own.clip else "none"))
+    if found != "none" and getattr(model.transform, "limits", None) is None:
+        raise Refusal(f"threshold={found}: this model's data have no range to hold them in; use threshold=none")
+    return found
+
+
 class _Counted:
     """A denoiser that counts its evaluations, and the rows its network saw, in ``total``, too, where it is given."""
 
@@ -217,7 +260,13 @@ def _guided(model: Any, job: Plan, network: _Counted) -> Any:
             denoiser = cfg(network, null, job.guidance, **when)
         else:
             denoiser = autoguidance(network, _Counted(job.weak.denoiser, network), job.guidance, **when)
-    return Mapped(denoiser, clip(*model.transform.limits)) if model.settings.sampling.clip else denoiser
+    if model.parts.clean is not None:
+        denoiser = Mapped(denoiser, model.parts.clean)
+    if job.choice != tempered():
+        denoiser = Mapped(denoiser, job.choice)
+    if job.threshold == "none":
+        return denoiser
+    return Mapped(denoiser, thresholds.build(job.threshold, *model.transform.limits))
 
 
 def _condition(model: Any, names: tuple[str, ...] | None, n: int) -> dict[str, Tensor] | None:
@@ -230,20 +279,18 @@ def _condition(model: Any, names: tuple[str, ...] | None, n: int) -> dict[str, T
 
 def walk(model: Any, job: Plan, first: int, last: int, outer: Any) -> Iterator[Tensor]:
     """The states of samples ``first..last-1`` at every time of the job, in model units; grad-neutral."""
-    device = model.device
-    c, h, w = model.data["shape"]
     rng = Streams(job.seed + k for k in range(first, last))
     cond = _condition(model, None if job.label is None else job.label[first:last], last - first)
-    # a grid that begins below t = 1 (leading) begins with that level's noise
-    x1 = model.process.marginal(torch.zeros((last - first, c, h, w), device=device), float(job.times[0])).draw(rng)
+    like, t1 = model.like(last - first), float(job.times[0])
+    x1 = start(model.process, like, t1, cond).draw(rng)
     states = samplers.trajectory(outer, model.process, job.sampler, job.times, x1, cond=cond, rng=rng)
     for step, x in enumerate(states):
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
             t = float(job.times[step])
             raise Refusal(
-                f"sample with seed {job.seed + first + bad} is not finite after step {step} (t={t:.4f}, log-SNR "
-                f"{log_snr(model.process.schedule, t):.2f}); use less guidance or more steps"
+                f"sample with seed {job.seed + first + bad} is not finite after step {step} ({level(model.process, t)})"
+                "; use less guidance or more steps"
             )
         yield x
 
@@ -259,8 +306,8 @@ class Walked(NamedTuple):
     seconds: float
 
 
-def carry_out(model: Any, job: Plan, *, batch: int = 256) -> Walked:
-    """Walk a job to its end in batches of ``batch``."""
+def carry_out(model: Any, job: Plan, *, batch: int = 256, watch: Any = None) -> Walked:
+    """Walk a job to its end in batches of ``batch``; ``watch(step, steps, x)`` sees the states of the first."""
     if batch < 1:
         raise Refusal(f"batch={batch}: needs at least 1")
     network = _Counted(model.denoiser)
@@ -268,7 +315,9 @@ def carry_out(model: Any, job: Plan, *, batch: int = 256) -> Walked:
     began, ends = time.perf_counter(), []
     with torch.no_grad():
         for first in range(0, job.n, batch):
-            x = deque(walk(model, job, first, min(first + batch, job.n), outer), maxlen=1)[0]
+            for step, x in enumerate(walk(model, job, first, min(first + batch, job.n), outer)):
+                if watch is not None and first == 0:
+                    watch(step, job.steps, x)
             ends.append(x.cpu())
     seconds = time.perf_counter() - began
     batches = -(-job.n // batch)
@@ -291,7 +340,11 @@ def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[s
         "guidance": job.guidance,
         "interval": None if job.interval is None else list(job.interval),
         "autoguide": None if job.weak is None else f"{job.weak.recipe}, {job.weak.weights}",
-        "clip": model.settings.sampling.clip,
+        "prompt": job.prompt,
+        "temperature": job.choice.temperature,
+        "top_p": job.choice.top_p,
+        "clip": job.threshold != "none",
+        "threshold": job.threshold,
         "compute": str(model.net.compute_dtype).removeprefix("torch."),
         "batch": batch,
         "seconds": walked.seconds,
@@ -301,11 +354,11 @@ def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[s
     }
 
 
-def draw(model: Any, job: Plan, *, batch: int = 256) -> Samples:
+def draw(model: Any, job: Plan, *, batch: int = 256, watch: Any = None) -> Samples:
     """Carry out a job in batches of ``batch``: its samples in the data's units, with their record."""
-    walked = carry_out(model, job, batch=batch)
+    walked = carry_out(model, job, batch=batch, watch=watch)
     record = sampling_record(model, job, walked, batch)
-    return Samples(model.transform.decode(walked.x), job.label, model.classes, record)
+    return Samples(model.decode(walked.x), job.label, model.classes, record, model.transform.view)
 
 
 def strip(model: Any, job: Plan, columns: int = 10) -> Tensor:

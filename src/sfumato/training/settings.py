@@ -3,14 +3,15 @@
 The contract: :func:`resolve` returns a complete, validated value or refuses in one line (unknown name with the nearest,
 wrong type, value out of range); :func:`flatten` is its inverse and is what ``config.json`` stores.  Groups nest by
 composition: a recipe's settings hold a :class:`Network`, an :class:`Optimisation`, a :class:`Sampling`, a
-:class:`Reporting` and whatever is its own.
+:class:`Reporting` and whatever is its own.  A setting that another one can put out of use says so where it is declared
+(:func:`idle`), and a new run that changes it then is refused (:func:`refuse_idle`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
@@ -23,6 +24,16 @@ def require(condition: bool, name: str, value: object, need: str) -> None:
     """Raises :class:`Refusal` naming the setting, its value and what it needs to be."""
     if not condition:
         raise Refusal(f"{name}={value}: needs {need}")
+
+
+def idle(default: Any, **others: Any) -> Any:
+    """A setting that does nothing while another one, or a fact of the run, has some value (several: a tuple).
+
+    ``hold: float = idle(0.0, decay="inverse-sqrt")``: that decay has no place for a hold.  The facts are those that
+    :func:`refuse_idle` is called with.
+    """
+    values = {name: value if isinstance(value, tuple) else (value,) for name, value in others.items()}
+    return dataclasses.field(default=default, metadata=values)
 
 
 @final
@@ -69,19 +80,19 @@ class Optimisation:
 
     batch: int = 128
     optimiser: str = "adamw"
-    muon_lr: float = 0.03
+    muon_lr: float = idle(0.03, optimiser="adamw")
     lr: float = 1e-3
     warmup: int = 100
-    hold: float = 0.0
+    hold: float = idle(0.0, decay="inverse-sqrt")
     decay: str = "cosine"
-    decay_step: int = 1000
+    decay_step: int = idle(1000, decay=("cosine", "linear"))
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.99
     clip_norm: float = 1.0
     ema: float = 0.1
-    snapshots: int = 0
-    label_dropout: float = 0.1
+    snapshots: int = idle(0, out=None)
+    label_dropout: float = idle(0.1, conditional=False, classes=0)
     low_discrepancy: bool = True
     standardise: bool = True
     precision: str = "auto"
@@ -108,20 +119,26 @@ class Optimisation:
 @final
 @dataclass(frozen=True)
 class Sampling:
-    """How the model samples unless told otherwise.  ``clip``: clamp the predicted clean image to the data's range."""
+    """How the model samples unless told otherwise.  ``clip``: hold the predicted clean image in the data's range, by
+    the ``threshold`` static (clamp it), or dynamic, as in dynamic:quantile=0.995 (clamp and rescale it).
+    """
 
     sampler: str = "ddim"
     sampling_steps: int = 20
-    grid: str = "uniform"
+    grid: str = idle("uniform", sampler="auto")
     guidance: float = 1.0
     clip: bool = True
+    threshold: str = idle("static", clip=False)
 
     def __post_init__(self) -> None:
         from sfumato import grids, samplers
+        from sfumato.guidance import thresholds
 
         if self.sampler != samplers.auto.NAME:
             samplers.build(self.sampler)  # refuses what is unknown
         grids.build(self.grid)
+        thresholds.parse(self.threshold)
+        require(self.threshold != "none", "threshold", self.threshold, "static or dynamic; clip=false for none")
         require(self.sampling_steps >= 1, "sampling_steps", self.sampling_steps, "at least 1 step")
         require(self.guidance >= 0, "guidance", self.guidance, "0 or more (1 is plain conditional)")
 
@@ -180,6 +197,29 @@ def resolve(defaults: S, overrides: Mapping[str, Any]) -> S:
             raise Refusal(f"unknown setting {name!r}; {nearest(name, known)}")
     resolved: S = _replace(defaults, overrides)
     return resolved
+
+
+def refuse_idle(defaults: S, settings: S, **facts: Any) -> None:
+    """Raises :class:`Refusal` for a setting that differs from ``defaults`` while it does nothing (see :func:`idle`).
+
+    ``facts``: what else is known of the run: ``out``, its folder or None, and ``classes``, how many labels it has.
+    Runs that are stored are not asked.
+    """
+    now, before = flatten(settings) | facts, flatten(defaults)
+    for field in _leaves(settings):
+        for other, values in field.metadata.items():
+            if now[field.name] != before[field.name] and other in now and now[other] in values:
+                raise Refusal(
+                    f"{field.name}={now[field.name]} does nothing with {other}={now[other]}; change {other}, or leave "
+                    f"{field.name} at {before[field.name]}"
+                )
+
+
+def _leaves(settings: Any) -> Iterator[dataclasses.Field[Any]]:
+    """The fields that hold values, in the order of :func:`flatten`."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        yield from _leaves(value) if dataclasses.is_dataclass(value) else (field,)
 
 
 def _replace(settings: Any, overrides: Mapping[str, Any]) -> Any:

@@ -76,6 +76,26 @@ class LogitNormal:
 
 @final
 @dataclass(frozen=True)
+class Shifted:
+    """``shift t / (1 + (shift - 1) t)`` for ``t`` of another law (Esser et al. 2024, eq. 23).
+
+    A ``shift`` above 1 moves times towards the noise: ``sqrt(m / n)`` for images of ``m`` pixels in place of ``n``.
+    """
+
+    law: TimeLaw
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < float("inf"):
+            raise Refusal(f"shift={self.shift}: a shift of times is a positive number; 1 is none")
+
+    def __call__(self, u: Tensor) -> Tensor:
+        t = self.law(u)
+        return (self.shift * t / (1 + (self.shift - 1) * t)).clamp(EDGE, 1.0)
+
+
+@final
+@dataclass(frozen=True)
 class LogNormalSigma:
     """``log(sigma / alpha) ~ N(mean, std^2)`` (Karras et al. 2022, table 1: mean -1.2, std 1.2), cut at ``t = 1``."""
 

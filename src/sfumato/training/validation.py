@@ -1,6 +1,8 @@
 """Validation: fixed held-out images, fixed noise, fixed noise levels, so that two numbers differ by the weights alone.
 
-The contract: image ``k`` is always seen at level ``k mod 8`` with the same noise; the levels are the midpoints of eight
+The contract: image ``k`` is always seen at level ``k mod 8`` with the same noise, and whatever else its loss draws is
+from a stream of its own, so the loss of an image does not depend on the batch that it is in (but for recipes that
+couple data and noise, which do so within batches of the size of training).  The levels are the midpoints of eight
 equally likely parts of the recipe's own law of times, so the mean over levels estimates the training loss.
 """
 
@@ -11,8 +13,8 @@ from typing import Any, final
 
 import torch
 
-from sfumato.randomness import Stream
-from sfumato.schedules import log_snr
+from sfumato.randomness import Stream, Streams
+from sfumato.training.composition import snr_of
 from sfumato.training.seeds import mix
 
 LEVELS = 8
@@ -28,9 +30,12 @@ class Validation:
         index = index.repeat(-(-self.n // len(index)))[: self.n]  # a tiny test set is seen at several levels
         self.rows = {name: rows[index] for name, rows in held_out.tensors().items()}
         shape = self.rows["x" if "x" in self.rows else "x0"].shape
-        self.eps = Stream(mix(seed, "validation noise")).normal(tuple(shape))
+        # states that are no numbers (tokens) or not the data (latents) are noised from their rows' own streams
+        gaussian = model.transform.dtype.is_floating_point and model.parts.codec is None
+        self.eps = Stream(mix(seed, "validation noise")).normal(tuple(shape)) if gaussian else None
         self.t = model.times((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
         self.batch = batch
+        self.seeds = [mix(seed, "validation stream", k) for k in range(self.n)]
 
     def __call__(self, model: Any) -> dict[str, Any]:
         """The losses of ``model``, whose network should be in evaluation mode."""
@@ -39,14 +44,15 @@ class Validation:
             for first in range(0, self.n, self.batch):
                 part = slice(first, first + self.batch)
                 rows = {name: tensor[part].to(model.device) for name, tensor in self.rows.items()}
-                losses.append(model.losses_at(rows, times[part], self.eps[part].to(model.device)).cpu().double())
+                eps = None if self.eps is None else self.eps[part].to(model.device)
+                losses.append(model.losses_at(rows, times[part], eps, Streams(self.seeds[part])).cpu().double())
         by_level = torch.cat(losses).reshape(-1, LEVELS).mean(0)
         return {
             "loss": _finite(float(by_level.mean())),
             "levels": [
                 {
                     "t": float(t),
-                    "log_snr": _finite(log_snr(model.process.schedule, float(t))),
+                    "log_snr": snr_of(model.process, float(t)),
                     "loss": _finite(float(loss)),
                 }
                 for t, loss in zip(self.t, by_level, strict=True)

@@ -1,12 +1,12 @@
 """Variational diffusion: the continuous-time bound in bits/dim with a learned schedule (Kingma, Salimans, Poole, Ho
 2021, "Variational Diffusion Models", https://arxiv.org/abs/2107.00630).
 
-The contract: with ``gamma = -log SNR`` and ``u`` uniform on [0, 1], the bound on ``-log P(x)`` is the sum of
+The contract: with ``gamma = -log SNR`` and ``u`` uniform on [0, 1], the bound on ``-log P(x)`` is the sum of (eq. 11)
 
 * the prior term ``KL(q(z_1|x) || N(0, sigma_1^2)) = |x|^2 exp(-gamma_1) / 2``;
 * the diffusion term ``E gamma'(u) |eps - eps_theta(z_u, gamma(u))|^2 / 2`` (eq. 17), whose expectation depends on the
   schedule through its ends only;
-* the reconstruction ``-E log P(x|z_0)`` with ``P(x|z_0)`` proportional to ``q(z_0|x)`` over the grey levels.
+* the reconstruction ``-E log P(x|z_0)`` with ``P(x|z_0)`` proportional to ``q(z_0|x)`` over the grey levels (eq. 8).
 
 So the ends of the schedule descend the bound, and its interior the variance of the estimate (appendix I.2).
 """
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from sfumato.core import Cond
 from sfumato.errors import Refusal
+from sfumato.nets.delegated import Delegated
 from sfumato.processes.decoder import Levels
 from sfumato.randomness import as_rng
 from sfumato.schedules import Learned
 from sfumato.training.grey import GreyLevels
-from sfumato.trees import against, flat_sum
+from sfumato.trees import against, cast, flat_sum, precise
 
 #: Exponents of the Fourier features of the input: wavelengths of 2 and 1 grey levels (appendix C).
 FREQUENCIES = (7, 8)
@@ -51,6 +52,8 @@ class VariationalNet(nn.Module):
     then the same model.
     """
 
+    compute_dtype = Delegated("net")
+
     def __init__(
         self,
         net: Any,
@@ -62,19 +65,9 @@ class VariationalNet(nn.Module):
         self.net, self.schedule, self.grey = net, schedule, grey
         self.features = features
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The network's."""
-        dtype: torch.dtype = self.net.compute_dtype
-        return dtype
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self.net.compute_dtype = dtype
-
     def predict(self, z: Tensor, position: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
         """``eps_theta`` at states ``z [b, ...]`` and levels ``position = S`` in [0, 1]."""
-        out: Tensor = self.net(self.features(z, self.grey.unit(z)), position.to(z), cond)
+        out: Tensor = self.net(self.features(z, self.grey.unit(z)), cast(position, z), cond)
         return out
 
     def forward(self, x: Tensor, t: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
@@ -116,10 +109,10 @@ def diffusion_term(
     shape, slope = net.schedule.shape_and_slope(u)
     low, high = net.schedule.ends(u.device)
     gamma = low + (high - low) * shape
-    alpha, sigma = (against(torch.sigmoid(v).sqrt().to(x0), x0) for v in (-gamma, gamma))
+    alpha, sigma = (against(cast(torch.sigmoid(v).sqrt(), x0), x0) for v in (-gamma, gamma))
     error = flat_sum((net.predict(alpha * x0 + sigma * eps, shape, cond) - eps) ** 2)
-    loss: Tensor = ((high - low) * slope).to(error) * error / 2
-    factor = 2 * loss.detach().to(shape) / unit
+    loss: Tensor = cast((high - low) * slope, error) * error / 2
+    factor = 2 * precise(loss.detach()).to(shape.device) / unit
     for tensor in (shape, slope):
         if tensor.requires_grad:
             tensor.register_hook(lambda gradient: gradient * factor)
@@ -133,8 +126,9 @@ def reconstruction_term(x0: Float[Tensor, "b ..."], ratio: Tensor, eps: Tensor, 
     deviations from ``z_0`` are left out.  Raises :class:`Refusal` for data off the levels.
     """
     index = levels.index(x0)
-    ratio = ratio.to(x0.device).double()
-    seen = (x0.double() - levels.low) / levels.width + (ratio / levels.width) * eps.double()  # in spacings
+    x0, eps = precise(x0), precise(eps)
+    ratio = precise(ratio).to(x0.device)
+    seen = (x0 - levels.low) / levels.width + (ratio / levels.width) * eps  # in spacings
     reach = min(levels.count - 1, math.ceil(9 * float(ratio.detach()) / levels.width) + 1)
     centre = seen.detach().round().clamp(0, levels.count - 1)
     near = centre[..., None] + torch.arange(-reach, reach + 1, device=x0.device)
@@ -158,9 +152,10 @@ def bound(
     noise = source.normal(tuple(x0.shape)).to(x0) if eps is None else eps
     diffusion = diffusion_term(net, x0, u, noise, cond, unit=count * math.log(2))
     low, high = net.schedule.ends()
-    prior = flat_sum(x0.double() ** 2) * torch.exp(-high).to(x0.device) / 2
+    square = flat_sum(precise(x0) ** 2)
+    prior = square * torch.exp(-high).to(square.device) / 2
     last = reconstruction_term(x0, torch.exp(low / 2), source.normal(tuple(x0.shape)).to(x0), levels)
-    return Terms(prior.to(diffusion), diffusion, last.to(diffusion))
+    return Terms(cast(prior, diffusion), diffusion, cast(last, diffusion))
 
 
 @final

@@ -17,7 +17,7 @@ name                factor on the x0-loss       source
 ``p2``              SNR / (k + SNR)^gamma       Choi et al. 2022, eq. 8
 ``edm``             SNR + 1 / sigma_data^2      Karras et al. 2022, table 1: (sigma^2 + s^2) / (sigma s)^2
 ``sigmoid``         SNR sigmoid(bias - log SNR) Kingma and Gao 2023, section 4; Hoogeboom et al. 2024, eq. 6
-``vlb``             -(d SNR / dt) / 2           Kingma et al. 2021, eq. 13: the full bound, for uniform times
+``vlb``             -(d SNR / dt) / 2           Kingma et al. 2021, eq. 16: the full bound, for uniform times
 ==================  ==========================  ==================================================================
 
 All but ``vlb`` say how much a level counts when it is drawn; how often it is drawn is the law of times'.

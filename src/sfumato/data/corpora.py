@@ -1,0 +1,123 @@
+"""Texts by name or by path, each cut into a part for training and a held-out part.
+
+The contract: no character is in both parts, the two together are the whole text, and the cut is a function of the text
+alone: the held-out part is the last tenth of every piece (of every play; of a user's file as a whole), from the first
+blank line at or after 90% of its characters (or line end, or character, where there is no blank line).  So the held-out
+text is contiguous in every piece and has the same authors, subjects and layout.
+
+An embedded text lives in ``files/NAME.txt.xz``, UTF-8 with pieces parted by a form feed, beside ``files/NAME.json``, a
+card with its source, licence and checksums; ``tools/make_NAME.py`` makes both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from sfumato.errors import Refusal, nearest
+
+#: Where the embedded texts are.
+FILES = Path(__file__).parent / "files"
+#: One character in this many is held out.
+HELD_OUT = 10
+#: What parts the pieces of an embedded text.
+PIECE = "\f"
+
+
+@final
+@dataclass(frozen=True)
+class Corpus:
+    """A text in two parts.  ``read(corpus.name)`` gives it again (for a file, the name is its absolute path)."""
+
+    name: str
+    train: str
+    test: str
+    source: str
+    licence: str
+    sha256: str
+
+
+def names() -> tuple[str, ...]:
+    """The embedded texts."""
+    return tuple(sorted(path.name.removesuffix(".txt.xz") for path in FILES.glob("*.txt.xz")))
+
+
+def is_text(name: str | Path) -> bool:
+    """Whether ``name`` is an embedded text or the path of a ``.txt`` file."""
+    return str(name) in names() or str(name).endswith(".txt")
+
+
+def cut(text: str) -> tuple[str, str]:
+    """A text's first nine tenths and its last tenth, cut at the first blank line there (else line end, else anywhere).
+
+    >>> cut("a" * 90 + "bb\\n\\n" + "c" * 8)[1]
+    'cccccccc'
+    """
+    place = len(text) - len(text) // HELD_OUT
+    for mark in ("\n\n", "\n"):
+        found = text.find(mark, place)
+        if 0 <= found < len(text) - len(mark):
+            return text[: found + len(mark)], text[found + len(mark) :]
+    return text[:place], text[place:]
+
+
+def join(pieces: list[str]) -> tuple[str, str]:
+    """The training parts of all pieces, one after the other, and their held-out parts."""
+    parts = [cut(piece) for piece in pieces]
+    return "".join(train for train, _ in parts), "".join(test for _, test in parts)
+
+
+def read(name: str | Path) -> Corpus:
+    """The embedded text called ``name``, or a user's ``.txt`` file (UTF-8; line ends become ``\\n``).
+
+    Raises :class:`Refusal` for an unknown name, a file that cannot be read, is damaged, is empty or is not UTF-8.
+    """
+    text = str(name)
+    if text in names():
+        return _embedded(text)
+    if text.endswith(".txt"):
+        return _from_file(Path(name))
+    raise Refusal(f"unknown text {text!r}; {nearest(text, names())} (or the path of a .txt file)")
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file, or a one-line refusal."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
+
+
+def _embedded(name: str) -> Corpus:
+    """An embedded text, after its checksum agreed with its card."""
+    path, card_path = FILES / f"{name}.txt.xz", FILES / f"{name}.json"
+    blob = _read(path)
+    try:
+        card: dict[str, Any] = json.loads(_read(card_path))
+        expected, source, licence = str(card["sha256"]), str(card["source"]), str(card["licence"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise Refusal(f"{card_path} is damaged; install sfumato again") from None
+    found = hashlib.sha256(blob).hexdigest()
+    if found != expected:
+        raise Refusal(f"{path} is damaged (sha256 {found[:16]}, expected {expected[:16]}); install sfumato again")
+    train, test = join(lzma.decompress(blob).decode().split(PIECE))
+    return Corpus(name, train, test, source, licence, found)
+
+
+def _from_file(path: Path) -> Corpus:
+    """A user's text, its last tenth held out."""
+    blob = _read(path)
+    try:
+        text = blob.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refusal(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise Refusal(f"{path} is empty; give a text of some thousand characters")
+    train, test = cut(text)
+    sha256 = hashlib.sha256(blob).hexdigest()
+    return Corpus(str(path.resolve()), train, test, f"the file {path.name}", "not stated", sha256)

@@ -1,0 +1,292 @@
+"""Every recipe for text: trains, stores, samples, holds what it is given, and states what its likelihood is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sfumato as sf
+from sfumato import recipes
+from sfumato.likelihood.text import bits_per_character
+
+TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n\n"
+SMALL: dict[str, Any] = {
+    "width": 32, "depth": 1, "heads": 2, "length": 32, "batch": 16, "reports": 1, "validation_images": 48,
+    "grid_columns": 1, "grid_steps": 4, "warmup": 5, "lr": 1e-2,
+}  # fmt: skip
+#: Recipes whose belief is over tokens: they take prompts.
+TOKENS = [name for name in recipes.names("text") if name not in ("diffusion-lm", "latent-text")]
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "book.txt"
+    path.write_text(TEXT * 200)
+    return path
+
+
+def own(name: str) -> dict[str, Any]:
+    return SMALL | ({"latent": 16} if name == "latent-text" else {})
+
+
+@pytest.fixture(scope="module")
+def models(book: Path) -> dict[str, Any]:
+    """A model of each recipe, a few steps old."""
+    return {name: sf.train(name, book, steps=40, quiet=True, **own(name)) for name in recipes.names("text")}
+
+
+def test_all_the_recipes_for_text_are_there() -> None:
+    assert set(recipes.names("text")) == {
+        "d3pm", "mdlm", "sedd", "discrete-flow", "diffusion-lm", "latent-text", "autoregressive", "block-diffusion",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", recipes.names("text"))
+def test_a_run_learns_stores_and_samples(name: str, book: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = sf.train(name, book, steps=60, out=run, quiet=True, **own(name) | {"reports": 2})
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    held_out = [line["loss"] for line in lines if line["kind"] == "validation"]
+    assert held_out[1] < held_out[0]
+    assert (run / "grids" / "step-000060.txt").read_text().startswith("---")
+    steps = model.parts.steps or 5
+    samples = model.sample(3, steps=steps, seed=4)
+    again = sf.load(run).sample(3, steps=steps, seed=4)
+    assert list(samples) == list(again)
+    assert all(len(text) == 32 and set(text) <= set(TEXT) for text in samples)
+    # sample k depends on its own seed alone
+    assert model.sample(1, steps=steps, seed=6)[0] == samples[2]
+    samples.save(tmp_path / "samples")
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "samples.json", "samples.npz", "samples.txt",
+    ]  # fmt: skip
+    import numpy as np
+
+    assert list(np.load(tmp_path / "samples" / "samples.npz")["x"]) == list(samples)
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_prompt_comes_back_unchanged(name: str, models: dict[str, Any]) -> None:
+    model = models[name]
+    samples = model.sample(4, steps=model.parts.steps or 6, prompt="Whether")
+    assert all(text.startswith("Whether") and len(text) == 32 for text in samples)
+    assert len(set(samples)) > 1
+    assert samples.record["prompt"] == "Whether"
+
+
+@pytest.mark.parametrize("name", [name for name in TOKENS if name not in ("autoregressive", "block-diffusion")])
+def test_infilling_keeps_what_is_given(name: str, models: dict[str, Any]) -> None:
+    shown = "To ___ or not ___ be, _____ the "
+    for text in models[name].sample(3, steps=6, infill=shown):
+        assert len(text) == len(shown)
+        assert all(a == b for a, b in zip(text, shown, strict=True) if b != "_")
+        assert "_" not in text
+
+
+@pytest.mark.parametrize("name", recipes.names("text"))
+def test_bits_per_character_say_what_they_are(name: str, models: dict[str, Any], book: Path) -> None:
+    model = models[name]
+    data = sf.data.load(book).prepared(model.settings)
+    if name == "latent-text":
+        with pytest.raises(sf.Refusal, match="no likelihood"):
+            bits_per_character(model, data, 4)
+        return
+    record = bits_per_character(model, data, 12, batch=5)
+    assert record.sampler == ("exact" if name == "autoregressive" else "NELBO")
+    assert 0 < record.value < (1e4 if name == "diffusion-lm" else 12)
+    # a window draws from its own stream: the batch does not matter
+    assert bits_per_character(model, data, 12, batch=12).value == pytest.approx(record.value, rel=1e-4)
+
+
+def test_an_untrained_model_knows_nothing(book: Path) -> None:
+    """A uniform belief costs the log of the alphabet, and the bound of masked diffusion says just that."""
+    data = sf.data.load(book)
+    alphabet = data.vocabulary
+    for name in ("autoregressive", "mdlm", "block-diffusion"):
+        recipe = recipes.get(name)
+        from sfumato.training.settings import resolve
+
+        model = recipe.build(resolve(recipe.defaults, SMALL), data.cut(length=32).spec(), {"seed": 0, "horizon": {}})
+        for parameter in model.net.parameters():
+            torch.nn.init.zeros_(parameter)
+        model.net.eval()
+        bits = bits_per_character(model, data.cut(length=32), 50).value
+        assert bits == pytest.approx(math.log2(alphabet), rel=1e-5 if name == "autoregressive" else 0.1)
+
+
+def test_a_next_token_sees_those_before_it_alone(models: dict[str, Any]) -> None:
+    denoiser = models["autoregressive"].denoiser
+    x = torch.randint(0, 10, (1, 32), generator=torch.Generator().manual_seed(0))
+    other = x.clone()
+    other[0, 20] = (x[0, 20] + 1) % 10
+    with torch.no_grad():
+        a, b = denoiser.net(x, None), denoiser.net(other, None)
+    assert torch.equal(a[:, :21], b[:, :21])
+    assert not torch.allclose(a[:, 21], b[:, 21])
+    # a state with masks after the prefix gives the next token the same belief
+    hidden = x.clone()
+    hidden[:, 20:] = denoiser.head.process.kernel.mask
+    with torch.no_grad():
+        assert torch.allclose(denoiser.net(hidden, None)[:, 20], a[:, 20], atol=1e-5)
+
+
+def test_blocks_learn_at_times_of_their_own(models: dict[str, Any]) -> None:
+    """At base time .5 of two blocks, one is at .5 and the other at 1: not both alike."""
+    denoiser = models["block-diffusion"].denoiser
+    seen: list[torch.Tensor] = []
+
+    class Recorder:
+        def blocks(self, x: torch.Tensor, clean: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+            seen.append(t)
+            return torch.zeros((*x.shape, denoiser.head.process.kernel.size))
+
+    class Net:
+        net = Recorder()
+
+    from sfumato.token_heads import TokenDenoiser
+    from sfumato.training.text import BlockBound
+
+    x0 = torch.zeros((3, 32), dtype=torch.int64)
+    BlockBound().at(TokenDenoiser(Net(), denoiser.head), x0, torch.full((3,), 0.25), sf.Stream(0))
+    assert torch.allclose(seen[0][:, :16], torch.tensor(0.25))
+    assert torch.allclose(seen[0][:, 16:], torch.tensor(0.75))
+
+
+def test_the_denoiser_does_not_move_the_latents(models: dict[str, Any]) -> None:
+    """With the decoder's part taken away, the loss has no gradient in the encoder."""
+    model = models["latent-text"]
+    net = model.net.requires_grad_(True)
+    objective = model.parts.objective
+    x0 = torch.zeros((4, 32), dtype=torch.int64)
+    for parameter in net.parameters():
+        parameter.grad = None
+    torch.manual_seed(0)
+    frozen = [p.requires_grad_(False) for p in net.decoder.parameters()]
+    original, net.logits = net.logits, lambda z: original(z.detach())
+    try:
+        loss = objective(model.denoiser, x0, torch.full((4,), 0.5, dtype=torch.float64), None, sf.Stream(0))
+        torch.autograd.backward([loss.mean()])
+        assert all(p.grad is None for p in net.encoder.parameters())
+        assert any(p.grad is not None for p in net.net.parameters())
+    finally:
+        del net.logits
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        net.requires_grad_(False)
+
+
+def test_embeddings_are_kept_apart(models: dict[str, Any]) -> None:
+    """Equal embeddings have no square error, but reading tokens off them costs the log of the alphabet, twice."""
+    from dataclasses import replace
+
+    model = models["diffusion-lm"]
+    net, objective = copy.deepcopy(model.net), model.parts.objective
+    with torch.no_grad():
+        net.weight.copy_(net.weight[:1].expand_as(net.weight))
+        denoiser = replace(model.denoiser, net=net)
+        t = torch.full((4,), 0.001, dtype=torch.float64)
+        x0 = torch.zeros((4, 32), dtype=torch.int64)
+        loss = objective(denoiser, x0, t, None, sf.Stream(0))
+        square = type(objective)(objective.first, 1e-9)(denoiser, x0, t, None, sf.Stream(0))
+    assert torch.allclose(loss - square, torch.tensor(2 * math.log(len(net.weight))), rtol=1e-3)
+
+
+def test_temperature_zero_is_greedy_and_leaves_the_number_of_steps(models: dict[str, Any]) -> None:
+    model = models["autoregressive"]
+    greedy = [model.sample(1, temperature=0.0, seed=seed)[0] for seed in (0, 1)]
+    assert greedy[0] == greedy[1]
+    assert model.sample(1, temperature=0.0).record["temperature"] == 0.0
+    assert models["mdlm"].sample(2, steps=6, temperature=0.5, top_p=0.9).record["nfe"] == 6
+
+
+def test_watching_sees_every_step(models: dict[str, Any]) -> None:
+    from sfumato.cli.text import HIDDEN, as_text
+
+    seen: list[str] = []
+    model = models["mdlm"]
+    samples = model.sample(2, steps=5, watch=lambda step, steps, x: seen.append(as_text(model, x[0])))
+    assert len(seen) == 6
+    assert seen[0] == HIDDEN * 32
+    assert seen[-1] == samples[0]
+    hidden = [text.count(HIDDEN) for text in seen]
+    assert hidden == sorted(hidden, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prompt": "x" * 40}, "40 tokens|do not know|unknown|characters"),
+        ({"prompt": "to" * 20}, "40 tokens"),
+        ({"prompt": "\u00fcber"}, "\u00fc"),
+        ({"prompt": ""}, "empty"),
+        ({"infill": "To be"}, "nothing to fill"),
+        ({"prompt": "To", "infill": "To ___"}, "at once"),
+        ({"temperature": -1.0}, "temperature=-1"),
+        ({"top_p": 0.0}, "top_p=0"),
+        ({"label": "7"}, "without classes"),
+        ({"guidance": 2.0}, "guidance"),
+        ({"threshold": "static"}, "threshold"),
+        ({"sampler": "heun"}, "Heun|heun"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(asked: dict[str, Any], message: str, models: dict[str, Any]) -> None:
+    with pytest.raises(sf.Refusal, match=message) as refusal:
+        models["mdlm"].sample(2, steps=3, **asked)
+    assert "\n" not in str(refusal.value)
+
+
+def test_text_is_refused_where_it_cannot_be(models: dict[str, Any], book: Path, tmp_path: Path) -> None:
+    with pytest.raises(sf.Refusal, match="left to right"):
+        models["autoregressive"].sample(1, infill="To ___")
+    with pytest.raises(sf.Refusal, match="32 steps"):
+        models["autoregressive"].sample(1, steps=8)
+    with pytest.raises(sf.Refusal, match="makes text"):
+        sf.train("mdlm", "digits", steps=1, quiet=True)
+    with pytest.raises(sf.Refusal, match="makes images"):
+        sf.train("edm", book, steps=1, quiet=True)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    with pytest.raises(sf.Refusal, match="empty"):
+        sf.train("mdlm", empty, steps=1, quiet=True)
+    with pytest.raises(sf.Refusal, match="divisor"):
+        sf.train("block-diffusion", book, steps=1, quiet=True, **SMALL | {"block": 5})
+
+
+def test_a_prompt_is_no_business_of_images() -> None:
+    data = sf.data.load("digits")
+    tiny = {"channels": (8, 16), "attention": (False, False), "blocks": 1, "batch": 16, "grid_columns": 0}
+    model = sf.train("flow", data, steps=2, quiet=True, **tiny)
+    with pytest.raises(sf.Refusal, match="is for text"):
+        model.sample(1, steps=2, prompt="7")
+    with pytest.raises(sf.Refusal, match="is for text"):
+        model.sample(1, steps=2, temperature=0.5)
+
+
+def test_the_command_line_from_text_to_measures(book: Path, tmp_path: Path) -> None:
+    from sfumato.cli import app
+
+    runner, run = CliRunner(), tmp_path / "run"
+    pairs = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    trained = runner.invoke(app, ["train", "mdlm", "--data", str(book), "--out", str(run), "--steps", "20", *pairs])
+    assert trained.exit_code == 0, trained.output
+    sampled = runner.invoke(app, ["sample", str(run), "--n", "2", "--steps", "4", "--prompt", "To be"])
+    assert sampled.exit_code == 0, sampled.output
+    assert "To be" in sampled.output
+    assert (run / "samples" / "samples.txt").exists()
+    filled = runner.invoke(app, ["sample", str(run), "--n", "1", "--steps", "4", "--infill", "To __ or"])
+    assert filled.exit_code == 0, filled.output
+    measured = runner.invoke(app, ["eval", str(run), "--n", "8", "--steps", "4"])
+    assert measured.exit_code == 0, measured.output
+    assert "bits-per-character" in measured.output
+    names = {json.loads(line)["name"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    assert {"bits-per-character", "known-words", "distinct-words", "copied-8-grams"} <= names
+    told = runner.invoke(app, ["inspect", str(run)])
+    assert told.exit_code == 0
+    assert "mdlm" in told.output
