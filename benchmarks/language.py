@@ -178,8 +178,8 @@ def page(found: list[dict[str, Any]], picture: str) -> str:
         "# Language models, the same tokens",
         "",
         f"Every method on {asked['data']}, with one transformer (width {settings['width']}, {settings['depth']} "
-        f"layers, {settings['length']} {settings['tokenizer']}), {asked['steps']:,} steps of {settings['batch']} texts: "
-        f"{first['tokens']:,} tokens, on {where['cores']} cores ({where['cpu']}). "
+        f"layers, {settings['length']} {settings['tokenizer']}), {asked['steps']:,} steps of {settings['batch']} "
+        f"texts: {first['tokens']:,} tokens, on {where['cores']} cores ({where['cpu']}). "
         "`python benchmarks/language.py` makes this page and continues where it stopped.",
         "",
         f"| {' | '.join(COLUMNS)} |",

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import sfumato as sf
 from sfumato import recipes
 from sfumato.core import RNG
+from sfumato.data.rows import Dataset
 from sfumato.errors import Refusal
 from sfumato.training.ema import EMA, exponent
 from sfumato.training.horizon import Clock, Seconds, Steps
-from sfumato.data.rows import Dataset
 from sfumato.training.loop import Diverged, train_steps
 from sfumato.training.optim import Optimiser, is_hidden_kernel, rate_share
 from sfumato.training.seeds import Order, mix
