@@ -145,7 +145,14 @@ def named(kind: str, low: float, zero: bool) -> str:
 
 OUR_SOLVERS = (
     *("ddim", "heun", "dpm-solver", "dpmpp-2m", "dpmpp-3m", "pndm", "lms", "deis:p=2", "deis:p=3", "deis:p=4"),
-    *("unipc:p=2", "unipc:p=3", "adams:predictor=1:corrector=2", "adams", "adams:predictor=3:corrector=4"),
+    *(
+        "unipc:p=2",
+        "unipc:p=2:variant=bh1",
+        "unipc:p=3",
+        "adams:predictor=1:corrector=2",
+        "adams",
+        "adams:predictor=3:corrector=4",
+    ),
     *("adams:predictor=4:corrector=4", "adams:predictor=4:corrector=0"),
 )
 OUR_GRIDS = (
@@ -157,7 +164,7 @@ OUR_GRIDS = (
 STOPPING = (
     *(f"adams:predictor={p}:corrector={c}" for p, c in ((2, 0), (3, 0), (1, 2), (2, 3), (3, 4), (4, 4))),
     *("dpm-solver:p=2:method=multistep", "dpm-solver:p=3:method=multistep", "unipc:p=2", "unipc:p=3", "lms:p=3"),
-    *("deis:p=3", "dpmpp-2m", "dpmpp-3m"),
+    *("deis:p=3", "dpmpp-2m", "dpmpp-3m", "unipc:p=2:variant=bh1"),
 )
 
 

@@ -1,100 +1,28 @@
-"""The samplers of tokens on languages small enough to enumerate: their laws, their costs, what their settings change.
-
-A step of independent sites is a transition matrix between all states, so that the law of n steps is a product of
-matrices, and a distance from the data's law is a number without noise.  What couples sites is drawn from, and compared
-by chi-square.
-"""
+"""The samplers of tokens on languages small enough to enumerate: their laws, their costs, their use of randomness."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from scipy.stats import chi2
+from token_chains import (
+    CHAIN, FLOW, MASKED, PROCESSES, TABLE, Counted, L, V, data_law, draws, follows, marginal_law, matrix, output, states,
+    tv,
+)  # fmt: skip
 
 import sfumato as sf
-from sfumato.guidance import Mapped, cfg, tempered
+from sfumato.guidance import tempered
 from sfumato.laws import Categorical
-from sfumato.processes import Jump, absorbing, discretised_gaussian, marginal, uniform
+from sfumato.processes import Jump, absorbing, discretised_gaussian
 from sfumato.samplers.jump import poisson, stationary_rates
-from sfumato.samplers.jump_masked import best
 
-V, L = 3, 3
-CHAIN = sf.oracles.dirichlet(V, L)
-TABLE = CHAIN.p
-FLOW = sf.schedules.get("flow")
-MASKED = Jump(absorbing(V + 1), FLOW)
-PROCESSES = {
-    "absorbing": MASKED,
-    "absorbing-cosine": Jump(absorbing(V + 1), sf.schedules.get("cosine-continuous")),
-    "uniform": Jump(uniform(V), FLOW),
-    "marginal": Jump(marginal(torch.tensor([0.2, 0.3, 0.5])), FLOW),
-    "gaussian": Jump(discretised_gaussian(V, 0.5), FLOW),
-}
 LAWFUL = ["ddpm", "tau-leaping", "discrete-euler", "discrete-euler:noise=1"]
 #: Samplers whose law tends to the data's on a process that masks.
 CONVERGENT = [*LAWFUL, "ddpm-cache", "first-hitting", "confidence:by=entropy", "confidence:by=margin:count=drawn"]
-
-
-def states(size: int) -> torch.Tensor:
-    return torch.tensor(list(itertools.product(range(size), repeat=L)))
-
-
-def step_law(sampler: Any, process: Jump, q: Any, x: torch.Tensor, t: float, s: float) -> Any:
-    """The law of one step: the bridge of the ancestral sampler, the stated one of the others."""
-    own = getattr(sampler, "law", None)
-    return process.bridge(x, q, t, s) if own is None or s == 0 else own(q, process, x, t, s)
-
-
-def matrix(law: Categorical, x: torch.Tensor) -> torch.Tensor:
-    """The transition matrix between all states ``x`` [n, L] of a law of independent sites."""
-    p = law.logp.exp()
-    return torch.stack([p[:, i][:, x[:, i]] for i in range(L)]).prod(0)
-
-
-def prior(process: Jump, x: torch.Tensor) -> torch.Tensor:
-    return process.kernel.limit[x].prod(1)
-
-
-def output(sampler: Any, process: Jump, n: int) -> torch.Tensor:
-    """The exact law of the sampler's n uniform steps over all states, from the process's prior."""
-    x = states(process.kernel.size)
-    p = prior(process, x)
-    posterior = CHAIN.posterior(process)
-    for t, s in pairwise(sf.grids.uniform(FLOW, n).tolist()):
-        p = p @ matrix(step_law(sampler, process, posterior(x, t), x, t, s), x)
-    return p
-
-
-def data_law(process: Jump) -> torch.Tensor:
-    x = states(process.kernel.size)
-    inside = (x < V).all(1)
-    return torch.where(inside, TABLE[tuple(x.clamp(max=V - 1).T)], 0.0)
-
-
-def tv(p: torch.Tensor, q: torch.Tensor) -> float:
-    return float((p - q).abs().sum()) / 2
-
-
-def draws(sampler: Any, process: Jump, grid: Any, n: int = 8000, seed: int = 0, model: Any = None) -> torch.Tensor:
-    x1 = process.prior(torch.zeros(n, L, dtype=torch.int64)).draw(sf.Stream(seed))
-    return sf.sample(model or CHAIN.posterior(process), process, sampler, grid, x1, rng=sf.Stream(seed + 1))
-
-
-def follows(x: torch.Tensor, law: torch.Tensor, size: int = V) -> float:
-    """The chance of a chi-square as large as that of the draws ``x`` [n, L] against a law over all states."""
-    law = law.reshape(-1)
-    seen = torch.bincount((x * size ** torch.arange(L - 1, -1, -1)).sum(1), minlength=size**L).double()
-    known = law > 0
-    assert float(seen[~known].sum()) == 0, "a state of chance 0 was drawn"
-    expected = law[known] * len(x)
-    statistic = float(((seen[known] - expected) ** 2 / expected).sum())
-    return float(chi2.sf(statistic, int(known.sum()) - 1))
 
 
 # ---- laws of independent sites, exactly --------------------------------------------------------------------------
@@ -139,13 +67,6 @@ def test_a_short_step_has_the_rates(text: str, eta: float, noise: float, name: s
     p, p_before = (marginal_law(process, time) for time in (t, t - h))
     moved = p @ matrix(sampler.law(q, process, x, t, t - h), x)
     assert tv(moved, p_before) < 1e-9 < tv(p, p_before)
-
-
-def marginal_law(process: Jump, t: float) -> torch.Tensor:
-    """The exact law of ``x_t`` over all states."""
-    x = states(process.kernel.size)
-    law = process.marginal(states(V), t).logp.exp()
-    return TABLE.reshape(-1) @ torch.stack([law[:, i][:, x[:, i]] for i in range(L)]).prod(0)
 
 
 @pytest.mark.parametrize("name", ["absorbing", "uniform", "marginal", "gaussian"])
@@ -205,18 +126,6 @@ def test_corrections_are_taken() -> None:
     mended = distance(draws(sampler, process, grid, n=4000, model=model))
     assert mended < 0.07 < 0.15 < plain
     assert model.calls == sampler.evaluations == 81
-
-
-class Counted:
-    """A denoiser that counts its calls."""
-
-    def __init__(self, denoiser: Any) -> None:
-        self.denoiser, self.calls, self.times = denoiser, 0, []
-
-    def __call__(self, x_t: Any, t: Any, cond: Any = None) -> Any:
-        self.calls += 1
-        self.times.append(t)
-        return self.denoiser(x_t, t, cond)
 
 
 def test_poisson_numbers() -> None:
@@ -311,137 +220,6 @@ def test_first_hitting_shows_tokens_when_the_process_does(name: str) -> None:
     assert float(first[hit].mean()) > 0.75 > float(first[hit].min())
 
 
-# ---- the order of decoding ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("by", ["entropy", "margin", "random"])
-def test_one_token_a_step_is_exact_where_the_order_looks_at_shown_tokens_alone(by: str) -> None:
-    x = draws(sf.samplers.get("confidence", by=by), MASKED, sf.grids.uniform(FLOW, L))
-    assert follows(x, TABLE) > 1e-3
-
-
-def test_random_order_with_drawn_counts_is_ancestral() -> None:
-    sampler = sf.samplers.get("confidence", by="random", count="drawn")
-    for name in ("absorbing", "absorbing-cosine"):
-        process = PROCESSES[name]
-        x = draws(sampler, process, sf.grids.uniform(FLOW, 2))
-        assert follows(x, output(sf.samplers.get("ddpm"), process, 2), V + 1) > 1e-3
-
-
-def test_confidence_favours_likely_sequences() -> None:
-    """An order that looks at the drawn tokens is biased to the likely: its samples cost less nats than the data."""
-    x = draws(sf.samplers.get("confidence"), MASKED, sf.grids.uniform(FLOW, L))
-    nll = -TABLE[tuple(x.T)].log()
-    entropy = float(-(TABLE * TABLE.log()).sum())
-    error = float(nll.std()) / math.sqrt(len(x))
-    assert float(nll.mean()) < entropy - 10 * error
-    assert follows(x, TABLE) < 1e-3
-
-
-def random_language(k: int = 6) -> Callable[..., Categorical]:
-    """A denoiser of 16 sites whose belief depends on what is shown; token k is the mask."""
-    weights = sf.Stream(3).normal((k + 1, k)).double()
-
-    def denoiser(x: Any, t: Any, cond: Any = None) -> Categorical:
-        near = weights[x.roll(1, -1)] + 0.5 * weights[x.roll(-1, -1)]
-        logp = torch.cat([near.log_softmax(-1), torch.full((*x.shape, 1), -math.inf, dtype=torch.float64)], -1)
-        shown = torch.nn.functional.one_hot(x, k + 1).double().log()
-        return Categorical(torch.where((x < k)[..., None], shown, logp))
-
-    return denoiser
-
-
-WIDE = Jump(absorbing(7), sf.schedules.get("cosine-continuous"))
-
-
-def wide_walk(sampler: Any, model: Any, n: int = 12, batch: int = 64) -> list[torch.Tensor]:
-    x1 = WIDE.prior(torch.zeros(batch, 16, dtype=torch.int64)).draw(sf.Stream(0))
-    return list(sf.trajectory(model, WIDE, sampler, sf.grids.uniform(FLOW, n), x1, rng=sf.Streams(range(batch))))
-
-
-@pytest.mark.parametrize("by", ["confidence", "entropy", "margin", "random"])
-@pytest.mark.parametrize("count", ["drawn", "expected"])
-def test_temperature_and_top_p_never_change_the_number_of_masks(by: str, count: str) -> None:
-    model = random_language()
-    walks = [
-        wide_walk(sf.samplers.get("confidence", by=by, count=count, temperature=temperature, top_p=top_p), model)
-        for temperature, top_p in ((1.0, 1.0), (0.3, 1.0), (0.0, 1.0), (1.0, 0.5), (2.0, 0.9))
-    ]
-    for other in walks[1:]:
-        assert [(x == 6).sum(1).tolist() for x in other] == [(x == 6).sum(1).tolist() for x in walks[0]]
-    ends = [walk[-1] for walk in walks]
-    assert not torch.equal(ends[0], ends[1]), "the temperature changed no token at all"
-    assert not torch.equal(ends[0], ends[3]), "top_p changed no token at all"
-
-
-@pytest.mark.parametrize("settings", [(0.5, 1.0), (0.0, 1.0), (1.0, 0.4)])
-@pytest.mark.parametrize("name", ["ddpm", "discrete-euler", "tau-leaping", "ddpm-cache"])
-def test_tempered_beliefs_unmask_the_same_sites(name: str, settings: tuple[float, float]) -> None:
-    """The same uniform numbers show the same sites at the same steps, whatever the temperature."""
-    model, sampler = random_language(), sf.samplers.get(name)
-    plain, sharp = wide_walk(sampler, model), wide_walk(sampler, Mapped(model, tempered(*settings)))
-    for x, y in zip(plain, sharp, strict=True):
-        assert torch.equal(x == 6, y == 6)
-    assert not torch.equal(plain[-1], sharp[-1])
-
-
-def test_drawn_counts_are_the_process_s() -> None:
-    """Each masked site is shown with chance ``(alpha_s - alpha_t) / (1 - alpha_t)``: binomial counts at every step."""
-    walk = wide_walk(sf.samplers.get("confidence", count="drawn"), random_language(), n=4, batch=2000)
-    for t, x in zip((0.75, 0.5, 0.25), walk[1:], strict=False):
-        chance, count = 1 - WIDE.signal(t), (x == 6).sum(1).double()
-        assert float(count.mean()) == pytest.approx(16 * chance, abs=4.5 * math.sqrt(16 * chance * (1 - chance) / 2000))
-        assert float(count.var()) == pytest.approx(16 * chance * (1 - chance), rel=0.2)
-
-
-def test_expected_counts_are_the_schedule_s() -> None:
-    walk = wide_walk(sf.samplers.get("confidence"), random_language(), n=8)
-    for k, x in enumerate(walk):
-        assert (x == 6).sum(1).tolist() == [round(16 * (1 - WIDE.signal(1 - k / 8)))] * 64
-    # from a start that shows some tokens already the rest follows the same schedule
-    x1 = torch.full((5, 16), 6)
-    x1[:, :8] = 2
-    walk = list(
-        sf.trajectory(random_language(), WIDE, sf.samplers.get("confidence"), sf.grids.uniform(FLOW, 4), x1, rng=0)
-    )
-    assert [int((x == 6).sum(1)[0]) for x in walk] == [round(8 * (1 - WIDE.signal(1 - k / 4))) for k in range(5)]
-
-
-def test_greedy_decoding_shows_the_surest_token_first() -> None:
-    """By hand: of three masked sites the one whose belief is surest is shown, with its likeliest token."""
-    process = Jump(absorbing(3), FLOW)
-    p = torch.tensor([[[0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0]]], dtype=torch.float64)
-    x = torch.full((1, 3), 2)
-    for by in ("confidence", "entropy", "margin"):
-        sampler = sf.samplers.get("confidence", by=by, temperature=0.0)
-        moved, _ = sampler.step(lambda *_: Categorical(p.log()), process, x, 1.0, 2 / 3, None, sf.Stream(0))
-        assert moved.tolist() == [[2, 1, 2]]
-
-
-def test_noise_in_the_choice_is_gumbel_s() -> None:
-    """With noise of scale 1 at ``1 - alpha_s``= 1/2, site i is first with chance ``p_i^2 / sum p^2``."""
-    process = Jump(absorbing(3), FLOW)
-    p = torch.tensor([0.9, 0.6, 0.75], dtype=torch.float64)
-    q = Categorical(torch.stack([p, 1 - p, 0 * p], -1).log().expand(20_000, 3, 3))
-    x = torch.full((20_000, 3), 2)
-    sampler = sf.samplers.get("confidence", temperature=0.0, noise=1.0)
-    moved, _ = sampler.step(lambda *_: q, process, x, 0.75, 0.5, None, sf.Stream(0))
-    shown = (moved < 2).double()
-    assert shown.sum(1).tolist() == [1.0] * 20_000
-    chance = p**2 / (p**2).sum()
-    error = (chance * (1 - chance) / 20_000).sqrt()
-    assert bool(((shown.mean(0) - chance).abs() < 4.5 * error).all()), shown.mean(0)
-
-
-def test_best_never_chooses_outside() -> None:
-    scores = torch.tensor([[3.0, -math.inf, 1.0, 2.0], [1.0, 1.0, 1.0, 1.0]], dtype=torch.float64)
-    among = torch.tensor([[False, True, True, False], [True, True, True, True]])
-    assert best(scores, among, torch.tensor([3, 2])).tolist() == [
-        [False, True, True, False],
-        [True, True, False, False],
-    ]
-
-
 STAIRS = torch.tensor([[1] * ones + [0] * (10 - ones) for ones in range(11)])
 
 
@@ -468,57 +246,6 @@ def test_the_staircase_language(text: str, n: int, least: float) -> None:
     assert valid >= least * 300, valid
     statistic = float(((seen - valid / 11) ** 2).sum() / (valid / 11))
     assert float(chi2.sf(statistic, 10)) > 1e-3, seen
-
-
-# ---- temperature, guidance ---------------------------------------------------------------------------------------
-
-
-def test_tempered_beliefs() -> None:
-    p = torch.tensor([[0.5, 0.3, 0.2, 0.0], [0.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
-    q = Categorical(p.log()[None])
-
-    def after(*settings: float) -> list[list[float]]:
-        return tempered(*settings)(q).logp.exp()[0].tolist()
-
-    carried = [0.0, 0.0, 1.0, 0.0]
-    assert after(1.0, 1.0) == [pytest.approx(p[0].tolist()), carried]
-    assert after(0.5) == [pytest.approx([0.25 / 0.38, 0.09 / 0.38, 0.04 / 0.38, 0.0]), carried]
-    assert after(0.0) == [[1.0, 0.0, 0.0, 0.0], carried]
-    assert after(1.0, 0.5) == [[1.0, 0.0, 0.0, 0.0], carried]
-    assert after(1.0, 0.51) == [pytest.approx([0.625, 0.375, 0.0, 0.0]), carried]
-    assert after(1.0, 0.01) == [[1.0, 0.0, 0.0, 0.0], carried]
-    assert after(0.5, 0.7) == [pytest.approx([0.25 / 0.34, 0.09 / 0.34, 0.0, 0.0]), carried]
-
-
-def test_guidance_on_tokens() -> None:
-    """``log p = (1 - w) log p(x|null) + w log p(x|label)``; forbidden and carried-over tokens stay as they are."""
-    exact = CHAIN.posterior(MASKED)
-
-    def labelled(x: Any, t: Any, cond: Any) -> Any:  # label k: the language at temperature 1, 1/2; 2 is the null label
-        hot = exact(x, t)
-        sharp = tempered(0.5)(hot)
-        return Categorical(torch.where((cond["label"] == 1)[:, None, None], sharp.logp, hot.logp))
-
-    rows = []
-
-    def watched(x: Any, t: Any, cond: Any = None) -> Any:
-        rows.append(len(x))
-        return labelled(x, t, cond)
-
-    guided = cfg(watched, lambda cond: {"label": torch.full_like(cond["label"], 2)}, 3.0)
-    x = torch.tensor([[3, 3, 3], [0, 3, 2], [1, 2, 0]])
-    q = guided(x, 0.5, {"label": torch.tensor([1, 1, 1])})
-    assert rows == [6]
-    # weights -2 and 3 of exponents 1 and 2: p^(-2 + 6) = p^4
-    torch.testing.assert_close(q.logp.exp(), tempered(0.25)(exact(x, 0.5)).logp.exp())
-    assert torch.equal(q.logp.exp()[2], torch.nn.functional.one_hot(x[2], 4).double())
-    assert float(q.logp[..., 3].max()) == -math.inf
-    grid = sf.grids.uniform(FLOW, 6)
-    for text in CONVERGENT:
-        x1 = MASKED.prior(torch.zeros(50, L, dtype=torch.int64)).draw(sf.Stream(0))
-        cond = {"label": torch.ones(50, dtype=torch.int64)}
-        ends = sf.sample(guided, MASKED, sf.samplers.build(text), grid, x1, cond=cond, rng=1)
-        assert int(ends.max()) < V, text
 
 
 # ---- every sampler -----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutants import Mutant
 
 SAMPLERS = "tests/test_jump_samplers.py"
+DECODING = "tests/test_token_decoding.py"
 PROMPTS = "tests/test_prompts.py"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -56,28 +57,28 @@ MUTANTS: tuple[Mutant, ...] = (
         "samplers/jump_masked.py",
         "leaves = chance * (1 - alpha_t) < alpha_s - alpha_t",
         "leaves = chance * (1 - alpha_t) < (alpha_s - alpha_t) * max(self.temperature, 0.1)",
-        (f"{SAMPLERS}::test_temperature_and_top_p_never_change_the_number_of_masks",),
+        (f"{DECODING}::test_temperature_and_top_p_never_change_the_number_of_masks",),
     ),
     Mutant(
         "expected counts that forget the sites shown before",
         "samplers/jump_masked.py",
         "whole = left / (1 - alpha_t) if carry is None else carry",
         "whole = left if carry is None else carry",
-        (f"{SAMPLERS}::test_expected_counts_are_the_schedule_s",),
+        (f"{DECODING}::test_expected_counts_are_the_schedule_s",),
     ),
     Mutant(
         "the least sure sites first",
         "samplers/jump_masked.py",
         "argsort(dim=1, descending=True, stable=True)",
         "argsort(dim=1, descending=False, stable=True)",
-        (f"{SAMPLERS}::test_greedy_decoding_shows_the_surest_token_first",),
+        (f"{DECODING}::test_greedy_decoding_shows_the_surest_token_first",),
     ),
     Mutant(
         "entropy with the wrong sign",
         "samplers/jump_masked.py",
         "return (p * torch.where(p > 0, q.logp, 0.0)).sum(-1)",
         "return -(p * torch.where(p > 0, q.logp, 0.0)).sum(-1)",
-        (f"{SAMPLERS}::test_greedy_decoding_shows_the_surest_token_first",),
+        (f"{DECODING}::test_greedy_decoding_shows_the_surest_token_first",),
     ),
     Mutant(
         "hitting times of one token, not of the first of many",
@@ -112,14 +113,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "guidance/tempered.py",
         "outside = p.cumsum(-1) - p >= top_p",
         "outside = p.cumsum(-1) >= top_p",
-        (f"{SAMPLERS}::test_tempered_beliefs",),
+        (f"{DECODING}::test_tempered_beliefs",),
     ),
     Mutant(
         "temperature after the nucleus",
         "guidance/tempered.py",
         "logp = (logp / self.temperature).log_softmax(-1)",
         "logp = (nucleus(logp, self.top_p) / self.temperature).log_softmax(-1)",
-        (f"{SAMPLERS}::test_tempered_beliefs",),
+        (f"{DECODING}::test_tempered_beliefs",),
     ),
     Mutant(
         "a prompt that the network does not see",
