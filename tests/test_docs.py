@@ -78,14 +78,15 @@ def test_shell_blocks_run(
 def run(arguments: list[str]) -> int:
     """The exit code of one command, its budget cut."""
     if arguments[0] == "train":
-        if "--minutes" in arguments:
-            k = arguments.index("--minutes")
-            arguments[k : k + 2] = ["--steps", "2"]
+        k = arguments.index("--minutes") if "--minutes" in arguments else len(arguments)
+        arguments[k : k + 2] = [] if "--steps" in arguments else ["--steps", "2"]
         kind = sf.recipes.get(arguments[1]).kind
         own = TINY if kind == "images" else [*SMALL, "--set", "heads=2"] if kind == "text" else SMALL
-        arguments = [*arguments, *own, *ALL]
+        arguments = [*arguments, *own, *ALL, *(["--set", "pairs=64"] if arguments[1] == "reflow" else [])]
     if arguments[0] == "eval":
         texts = sf.recipes.get(sf.load(arguments[1]).recipe).kind == "text"
-        some = ["--n", "2"] if "--likelihood" in arguments else ["--steps", "1"]
-        arguments = [*arguments, *some, *(["--n", "4"] if texts else [])]
+        some = ["--n", "2"] if "--likelihood" in arguments else ["--steps", "1", "--n", "4" if texts else "100"]
+        arguments = [*arguments, *some]
+    if arguments[0] == "compare" and "--n" not in arguments:
+        arguments = [*arguments, "--n", "100"]
     return run_sfumato(arguments)

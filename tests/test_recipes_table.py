@@ -81,8 +81,15 @@ def test_the_table_is_made_interrupted_and_continued(
     assert trained == ["edm", "flow", "flow"]
     assert "2 of 2 are done" in capsys.readouterr().out
 
+    before = json.loads((tmp_path / "results" / "flow.json").read_text())
+    monkeypatch.setattr(script.Bench, "milliseconds", lambda bench, job, model: 12345.0)
+    assert script.main([*command, "--retime"]) == 0
     text = (tmp_path / "docs" / "t.md").read_text()
     result = json.loads((tmp_path / "results" / "flow.json").read_text())
+    assert before["sampling"].pop("milliseconds_per_sample") > 0
+    assert result["sampling"].pop("milliseconds_per_sample") == 12345.0
+    assert result["sampling"] == before["sampling"]
+    assert "1.23e+04" in text
     row = next(line for line in text.splitlines() if line.startswith("| flow"))
     frechet = next(r for r in result["records"] if r["name"] == "frechet")
     assert f"| {frechet['value']:.3g} |" in row

@@ -240,7 +240,9 @@ def test_every_recipe_learns(name: str, digits: sf.data.Data, tmp_path: Path) ->
     assert held_out[1] < held_out[0] < UNTRAINED.get(name, 2.1)
     levels = [line["levels"] for line in lines if line["kind"] == "validation"][-1]
     assert len(levels) == 8
-    assert [p["log_snr"] for p in levels] == sorted((p["log_snr"] for p in levels), reverse=True)
+    known = [p["log_snr"] for p in levels if p["log_snr"] is not None]  # restorers have none
+    assert known == sorted(known, reverse=True)
+    assert len(known) in (0, 8)
     again = sf.load(run)
     mine, theirs = trained.sample(4, label="3", seed=5), again.sample(4, label="3", seed=5)
     assert torch.equal(mine.x, theirs.x)
