@@ -8,8 +8,9 @@ al. 2022), each round from the weights before it.  ``straightness`` is ``E int |
 ``E |x1 - x0|^2``, ``w2_one_step`` the distance of one Euler step's samples from the data, beside ``w2`` of the whole
 ODE and ``w2_floor`` of fresh data.  The figure shows the paths.
 
-With ``--runs`` the same is measured of trained runs (straightness, cost, NPE), one line a run, in the order given;
-these runs come from ``sfumato train reflow``.
+With ``--runs`` the same is measured of trained runs of images (straightness, cost, NPE; Fréchet distance and label
+accuracy by one Euler step and by ten of Heun), one line a run, in the order given; these runs come from ``sfumato train
+reflow``.  A second figure shows what one step makes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from flow_2d import fit, flow
 from torch import Tensor
 
 import sfumato as sf
+from sfumato import metrics
 from sfumato.data import toys
 from sfumato.metrics import transport
 from sfumato.processes.interpolant import Interpolant
 from sfumato.training.couplings import Independent
 from sfumato.training.seeds import mix
+from sfumato.training.velocity import AtOne
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reflow.json"
@@ -104,12 +107,46 @@ def draw(results: dict[str, tuple[list[dict[str, Any]], list[Tensor]]], target: 
     plt.close(figure)
 
 
-def measure_runs(runs: list[Path], n: int) -> list[dict[str, Any]]:
-    """Straightness, cost and NPE of trained runs."""
+def many(model: Any) -> bool:
+    """Whether a model may be sampled by many steps (one that was distilled may not)."""
+    return not isinstance(model.times, AtOne)
+
+
+def quality(model: Any, n: int) -> dict[str, float]:
+    """Fréchet distance and label accuracy of ``n`` images by one Euler step and by ten of Heun, unguided, as pairs are;
+    a model distilled to one step takes no more."""
+    data, found = sf.data.load(model.data["name"]), {}
+    label = list(model.classes) or None
+    for name, sampler, steps in (("one_step", "euler", 1), ("ten_steps", "heun", 10)):
+        if steps > 1 and not many(model):
+            continue
+        samples = model.sample(n, label=label, guidance=1.0, sampler=sampler, grid="uniform", steps=steps, seed=0)
+        records = metrics.evaluate(samples.x, samples.index(), data, generated=metrics.made(samples.record))
+        values = {record.name: record.value for record in records}
+        found |= {f"{key}_{name}": values[key] for key in ("frechet", "label-accuracy") if key in values}
+    return found
+
+
+def draw_runs(runs: list[Path], target: Path) -> None:
+    """The first ten digits of every run by one Euler step, one run a row, seeds from 0."""
+    from sfumato.data.grid import image_grid
+    from sfumato.training.pictures import save_png
+
+    strips = []
+    for run in runs:
+        model = sf.load(run)
+        label = list(model.classes) or None
+        strips.append(model.sample(10, label=label, guidance=1.0, sampler="euler", grid="uniform", steps=1, seed=0).x)
+    save_png(image_grid(torch.cat(strips), 10, scale=2), target)
+
+
+def measure_runs(runs: list[Path], n: int, images: int) -> list[dict[str, Any]]:
+    """Straightness, cost and NPE of trained runs, and their quality by one step and by ten."""
     rows: list[dict[str, Any]] = []
     for run in runs:
-        records = transport.measure(sf.load(run), n=n)
-        rows.append({"run": run.name} | {record.name: record.value for record in records} | {"n": n})
+        model = sf.load(run)
+        straight = {record.name: record.value for record in transport.measure(model, n=n)} if many(model) else {}
+        rows.append({"run": run.name} | straight | quality(model, images) | {"n": n, "images": images})
         print(
             "  ".join(
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{value}" for key, value in rows[-1].items()
@@ -124,13 +161,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a smoke test: 100 iterations, one set")
     parser.add_argument("--runs", type=Path, nargs="+", help="measure these trained runs instead")
-    parser.add_argument("--n", type=int, default=256, help="samples of each run")
+    parser.add_argument("--n", type=int, default=256, help="paths of each run")
+    parser.add_argument("--images", type=int, default=2000, help="samples of each run")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--figure", type=Path, default=FIGURE)
     arguments = parser.parse_args()
     stored: dict[str, Any] = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
     if arguments.runs:
-        stored["runs"] = measure_runs(arguments.runs, arguments.n)
+        stored["runs"] = measure_runs(arguments.runs, arguments.n, arguments.images)
+        draw_runs(arguments.runs, arguments.figure.with_name("reflow-mnist.png"))
     else:
         iterations = 100 if arguments.quick else arguments.iterations
         results = {}
