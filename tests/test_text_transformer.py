@@ -398,3 +398,22 @@ def test_the_network_for_vectors_has_the_same_trunk() -> None:
         EmbeddingTransformer(0, 5)
     with pytest.raises(Refusal, match="17 tokens"):
         net(torch.randn(1, 17, 3), times(1))
+
+
+def test_muon_trains_the_matrices_between_hidden_states() -> None:
+    from sfumato.training.optim import Optimiser, hidden
+    from sfumato.training.settings import Optimisation
+
+    net = TextTransformer(9, 8, width=32, depth=2, heads=2, time="none")
+    names = {f"trunk.blocks.{k}.{layer}.weight" for k in range(2) for layer in ("qkv", "out", "up", "down")}
+    assert hidden(net) == names
+    optimiser = Optimiser(net, Optimisation(optimiser="muon", warmup=0))
+    assert set(optimiser.parts[1].names) == names
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    x = torch.randint(0, 9, (4, 8), generator=torch.Generator().manual_seed(0))
+    loss = torch.nn.functional.cross_entropy(net(x).flatten(0, 1), x.flatten())
+    torch.autograd.backward([loss])
+    optimiser.apply(1, 0.0)
+    moved = net.get_parameter("trunk.blocks.0.out.weight") - before["trunk.blocks.0.out.weight"]
+    values = torch.linalg.svdvals(moved)  # an orthogonal step: those of the gradient's own rank are alike
+    assert float(values[4] / values[0]) > 0.5

@@ -111,6 +111,12 @@ class PointReport:
     def __str__(self) -> str:
         return "\n".join(f"{name:<12} {value}" for name, value in self.lines.items())
 
+    def __rich__(self) -> Any:
+        """The same lines, for a console."""
+        from rich.text import Text
+
+        return Text(str(self))
+
 
 @final
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ al. 2021 (rotary); Zhang and Sennrich 2019 (RMSNorm); Shazeer 2020 (SwiGLU); Pee
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,12 @@ class RMSNorm(nn.Module):
 
 @final
 class Block(nn.Module):
-    """Attention, then SwiGLU, each on the normalised input, each added through a gate where there is a condition."""
+    """Attention, then SwiGLU, each on the normalised input, each added through a gate where there is a condition.
+
+    ``matrices``: the layers between hidden states, which an optimiser of matrices (Muon) may train.
+    """
+
+    matrices: ClassVar[tuple[str, ...]] = ("qkv", "out", "up", "down")
 
     def __init__(self, width: int, heads: int, conditioning: int | None, dropout: float) -> None:
         super().__init__()

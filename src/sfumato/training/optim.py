@@ -1,4 +1,4 @@
-"""The optimiser: AdamW (or Muon on the convolution kernels), warm-up, a decay over the horizon or by steps, clipping.
+"""The optimiser: AdamW (or Muon on hidden matrices), warm-up, a decay over the horizon or by steps, clipping.
 
 The contract: the learning rate is a function of (step, progress) alone, so a resumed run continues it exactly; a
 gradient that is not finite is reported and never applied.  Its state is a flat dict of named tensors, without pickle.
@@ -56,7 +56,7 @@ class Applied:
 
 
 class Kernels:
-    """Convolution kernels in the place of the matrices that Muon trains; the memory is the kernels' own."""
+    """Kernels, of convolutions or plain, in the place of the matrices that Muon trains; the memory is theirs."""
 
     def __init__(self, kernels: list[nn.Parameter], settings: Optimisation) -> None:
         self.kernels = kernels
@@ -90,6 +90,17 @@ def is_beside(module: nn.Module, name: str) -> bool:
     return isinstance(getattr(module, "net", None), nn.Module) and not name.startswith("net.")
 
 
+def hidden(net: nn.Module) -> set[str]:
+    """The names of what Muon trains: convolution kernels (:func:`is_hidden_kernel`), and the weights of the layers that
+    a module lists in ``matrices``."""
+    kernels = {name for name, p in net.named_parameters() if is_hidden_kernel(p)}
+    listed = {
+        f"{name}.{layer}.weight".lstrip(".") for name, module in net.named_modules()
+        for layer in getattr(type(module), "matrices", ())
+    }  # fmt: skip
+    return kernels | listed
+
+
 @final
 @dataclass(frozen=True)
 class Part:
@@ -110,8 +121,9 @@ class Optimiser:
         self.settings = settings
         named = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
-        hidden = [n for n, p in named if is_hidden_kernel(p)] if settings.optimiser == "muon" else []
-        plain = sorted(((n, p) for n, p in named if n not in set(hidden)), key=lambda each: is_beside(net, each[0]))
+        found = hidden(net) if settings.optimiser == "muon" else set()
+        inner = [n for n, _ in named if n in found]
+        plain = sorted(((n, p) for n, p in named if n not in found), key=lambda each: is_beside(net, each[0]))
         groups = [
             {"params": [p for n, p in plain if is_beside(net, n) == beside], "weight_decay": decay}
             for beside, decay in ((False, settings.weight_decay), (True, 0.0))
@@ -124,10 +136,10 @@ class Optimiser:
         )
         moments = ("step", "exp_avg", "exp_avg_sq")
         self.parts = [Part(adamw, adamw.step, settings.lr, [n for n, _ in plain], [p for _, p in plain], moments)]
-        if hidden:
-            kernels = Kernels([p for name, p in named if name in set(hidden)], settings)
+        if inner:
+            kernels = Kernels([p for name, p in named if name in found], settings)
             self.parts.append(
-                Part(kernels.inner, kernels.step, settings.muon_lr, hidden, kernels.matrices, ("momentum_buffer",))
+                Part(kernels.inner, kernels.step, settings.muon_lr, inner, kernels.matrices, ("momentum_buffer",))
             )
 
     @property

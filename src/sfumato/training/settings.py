@@ -68,7 +68,7 @@ class Network:
 class Optimisation:
     """The optimiser, with warm-up and a decay to zero over the horizon, clipping, and the EMA that is sampled from.
 
-    ``optimiser``: adamw, or muon (Muon at ``muon_lr`` on the hidden convolution kernels, AdamW at ``lr`` on the rest);
+    ``optimiser``: adamw, or muon (Muon at ``muon_lr`` on hidden kernels and matrices, AdamW at ``lr`` on the rest);
     ``warmup``: steps of linear warm-up; ``hold``: share of the horizon before the decay starts; ``decay``: its shape,
     cosine, linear, or inverse-sqrt, which is 1 until step ``decay_step`` and then ``(decay_step / step)^(1/2)``;
     ``ema``: relative width of the power-function EMA (Karras et al. 2024); ``snapshots``: how many pairs of averages to
