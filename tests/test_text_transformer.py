@@ -414,6 +414,6 @@ def test_muon_trains_the_matrices_between_hidden_states() -> None:
     loss = torch.nn.functional.cross_entropy(net(x).flatten(0, 1), x.flatten())
     torch.autograd.backward([loss])
     optimiser.apply(1, 0.0)
-    moved = net.get_parameter("trunk.blocks.0.out.weight") - before["trunk.blocks.0.out.weight"]
+    moved = net.get_parameter("trunk.blocks.0.out.weight").detach() - before["trunk.blocks.0.out.weight"]
     values = torch.linalg.svdvals(moved)  # an orthogonal step: those of the gradient's own rank are alike
     assert float(values[4] / values[0]) > 0.5
