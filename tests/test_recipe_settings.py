@@ -96,7 +96,6 @@ def test_levels_alone_make_a_run(digits: sf.data.Data) -> None:
         ("edm", {"muon_lr": 0.1}, "muon_lr=0.1 does nothing with optimiser=adamw"),
         ("edm", {"label_dropout": 0.2, "conditional": False}, "label_dropout=0.2 does nothing with conditional=False"),
         ("edm", {"snapshots": 4}, "snapshots=4 does nothing with out=None"),
-        ("flow", {"sampler": "auto", "grid": "karras"}, "grid=karras does nothing with sampler=auto"),
     ],
 )
 def test_a_setting_that_does_nothing_is_refused(

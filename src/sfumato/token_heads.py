@@ -7,7 +7,8 @@ any mass.
 ==============  ==========================================================================  =========================
 head            belief                                                                      source
 ==============  ==========================================================================  =========================
-``Softmax``     ``softmax(raw)``                                                            D3PM, Austin et al. 2021
+``Softmax``     ``softmax(raw)``                                                            any network of ``x0``
+``Posterior``   ``softmax(raw + log P_t[x0, x_t])``: ``raw`` is read as a prior             D3PM, eq. 4
 ``Subs``        ``softmax(raw)`` without the mask; a shown token is its own ``x0``          MDLM, Sahoo et al. 2024
 ``Logistic``    ``raw`` is a location and a log-scale: a logistic curve binned on ordered   D3PM, appendix A.8
                 tokens
@@ -109,6 +110,31 @@ class Softmax:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Posterior:
+    """``softmax(raw + log P_t[x0, x_t])``: what the raw output says without looking at a token's own place, times the
+    chance that the kernel made it what it is (Austin et al. 2021, eq. 4, whose joint ``q(x_s, x_t | x0)`` this is).
+
+    Near the data the belief is the token shown, whatever the network says, so that the rate of the evidence bound stays
+    integrable at ``t = 0``; a plain softmax of a kernel that redraws makes it infinite.
+    """
+
+    process: TokenProcess
+
+    @property
+    def outputs(self) -> int:
+        """One logit a token."""
+        return self.process.kernel.size
+
+    def __call__(self, raw: Float[Tensor, "b ... k"], x_t: Int[Tensor, "b ..."], t: Time) -> Categorical:
+        """The belief; raises :class:`Refusal` for a raw output of another shape than ``[b, ..., K]``."""
+        raw, mask = _require(raw, self.outputs, x_t), self.process.kernel.mask
+        raw = raw if mask is None else _without(raw, mask)
+        reach = self.process.kernel.columns(x_t, self.process.signal(t, x_t), torch.float64)
+        return Categorical((raw.to(reach) + reach).log_softmax(-1), self.process.space)
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class Subs:
     """MDLM's substitution (section 3.2.3): the mask's logit is ``-inf`` and a token that is shown is carried over.
 
@@ -199,7 +225,7 @@ class Score:
 
 
 #: The heads by name.
-HEADS: dict[str, Any] = {"softmax": Softmax, "subs": Subs, "logistic": Logistic, "score": Score}
+HEADS: dict[str, Any] = {"softmax": Softmax, "posterior": Posterior, "subs": Subs, "logistic": Logistic, "score": Score}
 
 
 @final

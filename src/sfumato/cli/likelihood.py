@@ -20,6 +20,8 @@ def likelihood_run(run: Path, job: Job, out: Path | None, transport: bool) -> No
 
     job.refuse_sampling("--likelihood", out, ("transport", transport))
     loaded = data.load(read_config(run)["data"]["name"])
+    if loaded.kind != "images":
+        raise Refusal(f"--likelihood measures images, and {run} makes {loaded.kind}; eval without it says what it can")
     model = job.model(run)
     count = min(IMAGES, len(loaded.test)) if job.n is None else job.n
     if job.batch < 1:

@@ -65,11 +65,11 @@ def evaluate_text_run(run: Path, job: Any, out: Path | None) -> None:
     from sfumato.training.diffusion import load, read_config
 
     config = read_config(run)
-    settings = config["settings"]
-    data = text.load(config["data"]["name"], tokenizer=settings["tokenizer"], length=settings["length"])
+    model = load(run, weights="raw" if job.raw else "ema", ema=job.ema, device=job.device)
+    # the run's own tokenizer: one that is learned need not come out the same
+    data = text.TextData.of(text.read(config["data"]["name"]), model.transform.tokenizer, model.transform.length)
     if data.sha256 != config["data"]["sha256"]:
         raise Refusal(f"{data.name} is not the text that {run} was trained on (its checksum differs); restore it")
-    model = load(run, weights="raw" if job.raw else "ema", ema=job.ema, device=job.device)
     windows = min(WINDOWS, len(data.held_out))
     records = [] if model.parts.likelihood is None else [bits_per_character(model, data, windows, seed=job.seed)]
     job = replace(job, n=EVALUATED if job.n is None else job.n)

@@ -165,7 +165,7 @@ def inspect_run(run: Path) -> None:
     rows: list[tuple[str, object]] = [
         ("run", run),
         ("recipe", model.recipe),
-        ("data", f"{data['name']}, {data['train']} + {data['test']} images {data['shape']}"),
+        ("data", f"{data['name']}, {data['train']} + {data['test']} {model.transform.view.noun} {data['shape']}"),
         ("classes", ", ".join(model.classes) or "none"),
         ("network", f"{config['parameters']:,} parameters, computes in {config['compute']}"),
         ("horizon", _pairs(config["horizon"])),

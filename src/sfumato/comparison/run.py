@@ -28,6 +28,8 @@ from sfumato.data.sets import Data
 from sfumato.errors import Refusal
 from sfumato.metrics.evaluate import Reference, limits, made, measure
 from sfumato.metrics.records import Record
+from sfumato.processes.gaussian import Gaussian
+from sfumato.processes.interpolant import Interpolant
 from sfumato.samplers import trajectory
 from sfumato.training.files import make_folder, pack_tensors, to_json, write_bytes
 from sfumato.training.sampling import Plan, carry_out, draw, plan, sampling_record
@@ -167,6 +169,8 @@ def compare(
     finished kept in ``out``.
     """
     loaded = data if isinstance(data, Data) else load_data(data)
+    if loaded.kind != "images":
+        raise Refusal(f"{loaded.name} holds {loaded.kind}, and samplers are compared on images")
     least, most = limits(loaded)
     count = min(MEASURED, most) if n is None else n
     if not least <= count <= most:
@@ -204,6 +208,8 @@ def compare_with_ode(
     Arguments and errors as for :func:`compare`; samplers that draw noise are listed as not applicable.  ``ode`` says
     how the reference is solved.
     """
+    if not isinstance(model.process, Gaussian | Interpolant) or model.parts.codec is not None:
+        raise Refusal(f"recipe {model.recipe!r} has no probability-flow ODE of its data to compare with")
     shared = Job(n, label, guidance, interval, seed, batch, autoguide, threshold)
     planned = shared.plans(model, samplers, steps, grids)
     left_out = stochastic(planned)

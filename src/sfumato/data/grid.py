@@ -25,6 +25,8 @@ def image_grid(x: Images, columns: int, *, gap: int = 2, scale: int = 1, backgro
     ``scale x scale``.  A last row that is not full stays background.  Raises :class:`Refusal` for no images, or an
     array that is not uint8 ``[n, h, w]`` or ``[n, h, w, 3]``.
     """
+    if not isinstance(x, Tensor | np.ndarray):
+        raise Refusal(f"a picture shows images, and this is a {type(x).__name__}; print it, or save() the samples")
     array: np.ndarray = x.detach().cpu().numpy() if isinstance(x, Tensor) else x
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] != 3):
         raise Refusal(f"images are {array.dtype} {list(array.shape)}; give uint8 [n, h, w] or [n, h, w, 3]")
@@ -48,4 +50,4 @@ def show(x: Any) -> Image.Image:
     """The images (or what ``Diffusion.sample`` gives) as one roughly square picture; a notebook displays it."""
     x = getattr(x, "x", x)  # samples hold their images as .x
     columns = max(1, round(len(x) ** 0.5))
-    return image_grid(x, columns, scale=max(1, 56 // max(1, x.shape[1])))
+    return image_grid(x, columns, scale=max(1, 56 // max(1, getattr(x, "shape", (0, 56))[1])))

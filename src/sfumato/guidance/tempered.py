@@ -69,5 +69,6 @@ class tempered:
             best = torch.full_like(logp, -math.inf).scatter(-1, logp.argmax(-1, keepdim=True), 0.0)
             return replace(belief, logp=best)
         if self.temperature != 1:
-            logp = (logp / self.temperature).log_softmax(-1)
+            # the largest first: a small temperature overflows
+            logp = ((logp - logp.amax(-1, keepdim=True)) / self.temperature).log_softmax(-1)
         return replace(belief, logp=logp if self.top_p == 1 else nucleus(logp, self.top_p))

@@ -1,6 +1,6 @@
 """Bits per character of held-out text, under a model of text.
 
-The contract: ``bits = -log2 p(window) / characters``, averaged over windows of the held-out text that do not overlap;
+The contract: ``bits = -sum log2 p(window) / sum characters`` over windows of the held-out text that do not overlap;
 ``exact`` for a factorisation from left to right, ``NELBO`` (an upper bound on it, estimated) for everything that
 diffuses, and the record says which.  A window begins without context, so every number includes the cost of its first
 characters.  Window ``k`` draws from its own stream: the result does not depend on the batch.
@@ -39,7 +39,7 @@ def bits_per_character(model: Any, data: Any, windows: int = 128, *, seed: int =
             x0 = model.transform.encode(chosen[first : first + batch].to(model.device))
             rng = Streams(mix(seed, "text likelihood", k) for k in range(first, first + len(x0)))
             nats.append(likelihood(model.denoiser, x0, rng).double().cpu())
-    bits = torch.cat(nats) / math.log(2) / characters
+    bits = torch.cat(nats) / math.log(2) / characters.double().mean()
     return Record(
         name="bits-per-character",
         value=float(bits.mean()),

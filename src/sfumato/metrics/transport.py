@@ -122,6 +122,7 @@ FLOORS = {
 
 def require_flow(model: Any) -> None:
     """Raises :class:`Refusal` for a model whose path is not one in time, and for one that knows ``t = 1`` alone."""
+    from sfumato.processes.gaussian import Gaussian
     from sfumato.processes.interpolant import Interpolant
     from sfumato.schedules import Flow
     from sfumato.training.velocity import AtOne
@@ -129,7 +130,10 @@ def require_flow(model: Any) -> None:
     if isinstance(model.times, AtOne):
         raise Refusal("this model was distilled to one step and has no path; measure its teacher")
     process = model.process
-    if not isinstance(process, Interpolant) and not isinstance(getattr(process, "schedule", None), Flow):
+    straight = isinstance(process, Interpolant) or (
+        isinstance(process, Gaussian) and isinstance(process.schedule, Flow)
+    )
+    if not straight or model.parts.codec is not None:
         raise Refusal(
             f"recipe {model.recipe!r} is no flow: how straight its paths are depends on how its time is counted; "
             "measure a run of flow, ot-cfm, sb-cfm, interpolant or reflow"

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from sfumato.core import RNG, Cond, Law, Process
 from sfumato.errors import Refusal
+from sfumato.processes.gaussian import Gaussian
+from sfumato.processes.interpolant import Interpolant
 from sfumato.trees import cast, flat_sum, precise
 
 #: Images that a fit looks at, at most.
@@ -42,12 +44,18 @@ class Beginning(Protocol):
 def start(process: Process[Any], like: Any, t: float, cond: Cond | None = None) -> Law[Any]:
     """The law of the state at which a grid that begins at ``t`` begins, shaped like ``like`` (empty states).
 
-    The prior at ``t = 1``; below it (some grids) the noise of that level.  A fitted prior is that of the condition's
-    class.
+    The prior at ``t = 1``; below it (some grids) the noise of that level, which is a law of its own for Gaussian paths
+    alone: others raise :class:`Refusal`.  A fitted prior is that of the condition's class.
     """
     if isinstance(process, Beginning):
         return process.start(like, t, cond)
-    return process.prior(like) if t == 1 else process.marginal(like, t)
+    if t == 1:
+        return process.prior(like)
+    if not isinstance(process, Gaussian | Interpolant):
+        raise Refusal(
+            f"the grid begins at t={t:g}, but the prior of {type(process).__name__} is at t=1; use the grid 'uniform'"
+        )
+    return process.marginal(like, t)
 
 
 def start_fitted(process: Any, like: Tensor, t: float, cond: Cond | None) -> Law[Tensor]:
@@ -262,14 +270,19 @@ class FittedPrior(nn.Module):
         return (flat - precise(self.centre.cpu())) @ precise(self.directions.cpu()).T, own, generator
 
     def fit_mixture(
-        self, x: Float[Tensor, "n ..."], label: Int64[Tensor, " n"] | None = None, seed: int = 0
+        self,
+        x: Float[Tensor, "n ..."],
+        label: Int64[Tensor, " n"] | None = None,
+        seed: int = 0,
+        classes: int | None = None,
     ) -> FittedPrior:
         """Fit equally many Gaussians to the degraded states of every class.  The same seed gives the same fit.
+        ``classes``: how many there are, where not all need have a state.
 
         Raises :class:`Refusal` where the components cannot be shared out among the classes.
         """
         y, own, generator = self._project(x, label, seed)
-        classes, m = int(own.max()) + 1, len(self.mean)
+        classes, m = int(own.max()) + 1 if classes is None else classes, len(self.mean)
         if m % classes:
             raise Refusal(f"components={m} cannot be shared out among {classes} classes; use a multiple of {classes}")
         each = m // classes

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2503.09573.
 * network (section 3.3): one pass over the noisy blocks beside the clean ones; noisy tokens see their own block and the
   clean blocks before it;
 * loss (eq. 8): the masked bound of every block, all at once, each at its own time;
-* sampling: the ancestral update, ``sampling_steps`` over all blocks.
+* sampling: the ancestral update, ``sampling_steps`` over all blocks, as many for each.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Settings:
 def compose(settings: Settings, net: Any) -> Composition:
     """Blocks of masked tokens, a network with their attention, and the bound over all blocks at once."""
     denoiser = TokenDenoiser(net, Subs(net.process))
-    return Composition(denoiser, Uniform(), BlockBound(), likelihood=BlockNelbo())
+    blocks = settings.reading.length // settings.block
+    return Composition(denoiser, Uniform(), BlockBound(), multiple=blocks, likelihood=BlockNelbo())
 
 
 def wrap(settings: Settings, net: Any) -> BlockNet:

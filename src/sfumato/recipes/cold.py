@@ -82,7 +82,7 @@ def compose(settings: Settings, net: Any) -> Composition:
 def begin(model: Any, data: Any) -> None:
     """Fit the prior to the degraded training images."""
     x0, label, seed = training_images(model, data)
-    model.net.prior.fit_mixture(model.process.degrade(x0, 1.0), label, seed)
+    model.net.prior.fit_mixture(model.process.degrade(x0, 1.0), label, seed, len(model.classes) or None)
 
 
 RECIPE = Recipe(

@@ -4,8 +4,10 @@ Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spa
 
 * process (eq. 3, appendix A): ``kernel=absorb`` masks with chance ``1 / (T - k + 1)``, which is the line ``1 - t``;
   ``uniform`` redraws, ``gaussian`` steps to neighbouring tokens (for ordered alphabets), both along a cosine;
-* head: the network predicts ``x0`` (section 3.3) and the chain's posterior is averaged over it, in closed form;
-* loss (eq. 5): ``L_vb + lambda L_ce``, the bound at one random step plus ``lambda`` times the cross-entropy of ``x0``;
+* head: the network predicts ``x0`` before it looks at the token itself, and ``q(x_s, x_t | x0)`` is summed over it
+  (eq. 4), in closed form;
+* loss (eq. 5): ``L_vb + lambda L_ce``, the bound at one random step plus ``lambda`` times the cross-entropy of ``x0``,
+  both times T, so that the first is in nats of the text (their code: ``lambda`` .01 with masks, 0 for uniform);
 * sampling: the ancestral chain, of T steps or fewer.
 """
 
@@ -18,7 +20,7 @@ from sfumato import schedules
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing, discretised_gaussian, uniform
 from sfumato.recipes.recipe import Recipe
-from sfumato.token_heads import Softmax, TokenDenoiser
+from sfumato.token_heads import Posterior, Subs, TokenDenoiser
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Optimisation, Reporting, Sampling, choose, require
 from sfumato.training.text import OPTIMISATION, ChainBound, Decoding, Reading, TextNetwork, ancestral, text_net
@@ -57,13 +59,13 @@ class Settings:
 def compose(settings: Settings, net: Any) -> Composition:
     """The chain's kernel and schedule, a network that predicts ``x0``, and the hybrid loss at a uniform step."""
     size, steps = net.settings["vocabulary"], settings.chain_steps
-    kernels: dict[str, tuple[Any, str]] = {
-        "absorb": (absorbing, "flow"),
-        "uniform": (uniform, "cosine-continuous"),
-        "gaussian": (discretised_gaussian, "cosine-continuous"),
+    kernels: dict[str, tuple[Any, str, Any]] = {
+        "absorb": (absorbing, "flow", Subs),  # a shown token is certain: the same posterior
+        "uniform": (uniform, "cosine-continuous", Posterior),
+        "gaussian": (discretised_gaussian, "cosine-continuous", Posterior),
     }
-    kernel, schedule = kernels[settings.kernel]
-    denoiser = TokenDenoiser(net, Softmax(Jump(kernel(size), schedules.get(schedule))))
+    kernel, schedule, head = kernels[settings.kernel]
+    denoiser = TokenDenoiser(net, head(Jump(kernel(size), schedules.get(schedule))))
     return Composition(denoiser, Steps(steps), D3PM(steps, settings.auxiliary), likelihood=ChainBound(steps))
 
 

@@ -19,7 +19,7 @@ from sfumato import schedules
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing, uniform
 from sfumato.recipes.recipe import Recipe
-from sfumato.token_heads import Softmax, Subs, TokenDenoiser
+from sfumato.token_heads import Posterior, Subs, TokenDenoiser
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Optimisation, Reporting, Sampling, choose
 from sfumato.training.text import OPTIMISATION, Decoding, Nelbo, Reading, TextNetwork, text_net
@@ -54,7 +54,7 @@ class Settings:
 def compose(settings: Settings, net: Any) -> Composition:
     """The straight mixture path, the posterior of the clean token, and its cross-entropy at uniform times."""
     size, flow = net.settings["vocabulary"], schedules.get("flow")
-    sources: dict[str, tuple[Any, Any]] = {"mask": (absorbing, Subs), "uniform": (uniform, Softmax)}
+    sources: dict[str, tuple[Any, Any]] = {"mask": (absorbing, Subs), "uniform": (uniform, Posterior)}
     kernel, head = sources[settings.source]
     return Composition(
         TokenDenoiser(net, head(Jump(kernel(size), flow))), Uniform(), DiscreteFlow(), likelihood=Nelbo()

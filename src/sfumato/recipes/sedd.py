@@ -20,7 +20,7 @@ from sfumato import schedules
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing, uniform
 from sfumato.recipes.recipe import Recipe
-from sfumato.token_heads import Score, Softmax, TokenDenoiser
+from sfumato.token_heads import Posterior, Score, TokenDenoiser
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Optimisation, Reporting, Sampling, choose
 from sfumato.training.text import OPTIMISATION, Decoding, Nelbo, Reading, TextNetwork, ancestral, text_net
@@ -55,7 +55,7 @@ class Settings:
 def compose(settings: Settings, net: Any) -> Composition:
     """The chosen kernel, its head, and score entropy at uniform times."""
     size, flow = net.settings["vocabulary"], schedules.get("flow")
-    heads: dict[str, tuple[Any, Any]] = {"absorb": (absorbing, Score), "uniform": (uniform, Softmax)}
+    heads: dict[str, tuple[Any, Any]] = {"absorb": (absorbing, Score), "uniform": (uniform, Posterior)}
     kernel, head = heads[settings.kernel]
     return Composition(
         TokenDenoiser(net, head(Jump(kernel(size), flow))), Uniform(1e-3), ScoreEntropy(), likelihood=Nelbo()

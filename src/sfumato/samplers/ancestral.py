@@ -14,6 +14,7 @@ from sfumato.errors import Refusal
 from sfumato.laws import Dirac, Normal
 from sfumato.processes.gaussian import Gaussian
 from sfumato.processes.interpolant import Interpolant
+from sfumato.processes.product import Product
 
 
 def require_gaussian(process: Any, sampler: object) -> None:
@@ -49,6 +50,14 @@ def require_markov(process: Any, sampler: object) -> None:
             f"{type(sampler).__name__} draws noise from a Markov chain, and an Interpolant is none; use an ODE solver, "
             "'ddim' or 'heun'"
         )
+
+
+def require_numbers(process: Any, sampler: object) -> None:
+    """Raises :class:`Refusal` where a sampler that takes the point of a law is given tokens: the likeliest tokens are
+    one and the same for all samples."""
+    for part in process.parts.values() if isinstance(process, Product) else (process,):
+        if getattr(part, "kernel", None) is not None and hasattr(part.kernel, "mask"):
+            raise Refusal(f"{type(sampler).__name__} follows points, and tokens have none between them; use 'ddpm'")
 
 
 def require_rng(rng: RNG | None, sampler: object) -> RNG:
@@ -150,7 +159,8 @@ class DDIM:
         return None if self.eta else 1
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Fits every process at ``eta = 0`` and every Markov process above it; remembers nothing."""
+        """Fits every process of numbers at ``eta = 0`` and every Markov process above it; remembers nothing."""
+        require_numbers(process, self)
         if self.eta > 0:
             require_markov(process, self)
         return None

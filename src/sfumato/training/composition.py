@@ -70,7 +70,8 @@ class Composition:
     """The parts of a method: what trains (``objective`` at ``times``, ends by ``coupling``) and what samples.
 
     ``codec``: where states are not the data themselves (the objective encodes; embeddings, latents); ``steps``: the
-    number of sampling steps, where the method allows one only (a token at a time); ``clean``: a map of beliefs while
+    number of sampling steps, where the method allows one only (a token at a time); ``multiple``: what that number must
+    be a multiple of (blocks that appear one after the other); ``clean``: a map of beliefs while
     sampling (clamping to embeddings); ``likelihood``: how held-out data is
     scored in nats per sample, where the recipe has its own way (text).
     """
@@ -81,14 +82,22 @@ class Composition:
     coupling: Coupling | None = None
     codec: Codec | None = None
     steps: int | None = None
+    multiple: int = 1
     clean: Callable[[Any], Any] | None = None
     likelihood: Any = None
+
+
+def allowed_steps(parts: Composition, asked: int) -> int:
+    """The number of sampling steps that a composition allows, at least ``asked`` where it has a choice."""
+    return -(-asked // parts.multiple) * parts.multiple if parts.steps is None else parts.steps
 
 
 def snr_of(process: Any, t: float) -> float | None:
     """The log-SNR of a process at ``t``; None where the process has no schedule, or no finite one there."""
     schedule = getattr(process, "schedule", None)
-    value = math.nan if schedule is None else log_snr(schedule, t)
+    if schedule is None or log_snr(schedule, 0.5) == log_snr(schedule, 1.0):  # a constant says nothing of the level
+        return None
+    value = log_snr(schedule, t)
     return value if math.isfinite(value) else None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
 from sfumato.errors import Refusal
+from sfumato.training.composition import allowed_steps
 from sfumato.training.files import write_bytes, write_refusal
 from sfumato.training.horizon import Clock, Horizon
 from sfumato.training.loop import Step
@@ -215,6 +216,6 @@ class Reporter:
         if columns:
             label = list(model.classes) or None
             n = columns * (len(model.classes) or columns)
-            samples = model.sample(n, label=label, steps=model.parts.steps or self.reporting.grid_steps, seed=0)
+            samples = model.sample(n, label=label, steps=allowed_steps(model.parts, self.reporting.grid_steps), seed=0)
             suffix = Path(samples.view.file).suffix
             write_bytes(run / "grids" / f"step-{step:06d}{suffix}", samples.view.show(samples))

@@ -72,7 +72,7 @@ def require_teacher(teacher: Any, run: Path | str, guidance: float = 1.0) -> Non
     straightens further; unless its own sampler solves the ODE; and for guidance that it was not trained for."""
     head = teacher.denoiser.head
     noisy = isinstance(head.process, Interpolant) and head.process.gamma is not None
-    if head.prediction != "flow" or head.process.schedule != schedules.get("flow") or noisy:
+    if getattr(head, "prediction", None) != "flow" or head.process.schedule != schedules.get("flow") or noisy:
         raise Refusal(f"teacher={run} ({teacher.recipe}) is no flow on the straight path; use flow, ot-cfm or reflow")
     if guidance != 1 and (not teacher.classes or teacher.settings.optimisation.label_dropout == 0):
         raise Refusal(f"pair_guidance={guidance:g}: teacher={run} was trained without label dropout; use 1")

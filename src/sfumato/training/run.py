@@ -100,10 +100,20 @@ def _fresh(
         raise Refusal(f"recipe {recipe!r} makes {chosen.kind}, {data.name} holds {data.kind}; give other --data")
     units = data.prepared(resolved)
     model = chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
-    refuse_idle(defaults, resolved, out=run, classes=len(model.classes))
+    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind)
+    _require_sampling(model)
     if chosen.begin is not None:
         chosen.begin(model, units)
     return model, units
+
+
+def _require_sampling(model: Diffusion) -> None:
+    """Refuses settings of sampling that do not fit the model, before anything is trained."""
+    from sfumato.training.sampling import OPTIMISED, plan
+
+    if model.settings.sampling.grid != OPTIMISED:  # which is measured on what is learned
+        job = plan(model, 1, model.classes[0] if model.classes else None)
+        job.sampler.start(model.denoiser, model.process, job.times.tolist())
 
 
 def _claim(run: Path, model: Diffusion) -> None:

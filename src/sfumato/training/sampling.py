@@ -26,7 +26,7 @@ from sfumato.processes.fitted import start
 from sfumato.randomness import Streams
 from sfumato.samplers import auto
 from sfumato.training import decoding
-from sfumato.training.composition import level
+from sfumato.training.composition import allowed_steps, level
 from sfumato.training.samples import Samples
 from sfumato.training.velocity import AtOne
 
@@ -59,6 +59,8 @@ class Plan:
     given: Given | None = None
     prompt: str | None = None
     choice: tempered = tempered()
+    temperature: float = 1.0
+    top_p: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -90,13 +92,14 @@ def plan(
         raise Refusal(f"n={n}: ask for at least 1 sample")
     if not 0 <= seed <= LARGEST_SEED - n:
         raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
-    count = defaults.sampling_steps if steps is None else steps
-    if model.parts.steps is not None:
-        if steps not in (None, model.parts.steps):
-            raise Refusal(f"steps={steps}: {model.recipe} takes {model.parts.steps} steps, no more and no fewer")
-        count = model.parts.steps
+    count = allowed_steps(model.parts, defaults.sampling_steps) if steps is None else steps
+    if model.parts.steps not in (None, count):
+        raise Refusal(f"steps={steps}: {model.recipe} takes {model.parts.steps} steps, no more and no fewer")
+    if count % model.parts.multiple:
+        raise Refusal(
+            f"steps={steps}: {model.parts.multiple} blocks appear one after the other; give a multiple of that"
+        )
     given = decoding.given(model, prompt, infill)
-    choice = decoding.choice(model, temperature, top_p)
     names = _labels(model.classes, label, n)
     dropout = model.settings.optimisation.label_dropout
     if names is None and model.classes and dropout == 0:
@@ -121,7 +124,9 @@ def plan(
     if interval is not None and isinstance(samplers.build(solver), samplers.RK45):
         raise Refusal(f"interval={interval}: rk45 takes its samples to different times; use a solver on the grid")
     measured = spacing == OPTIMISED
-    walked = samplers.build(solver)
+    if measured and (model.transform.view.noun != "images" or model.parts.codec is not None):
+        raise Refusal(f"grid=optimised is measured on images; {model.recipe} takes 'uniform'")
+    choice, walked = decoding.choice(model, samplers.build(solver), temperature, top_p)
     # even times read no schedule: any stands for the one that a process may not have
     schedule = schedules.get("flow") if spacing == "uniform" else _schedule(model, f"grid {spacing}")
     job = Plan(
@@ -140,6 +145,8 @@ def plan(
         given=given,
         prompt=prompt if infill is None else infill,
         choice=choice,
+        temperature=getattr(walked, "temperature", choice.temperature),
+        top_p=getattr(walked, "top_p", choice.top_p),
     )
     return replace(job, times=_optimised(model, job)(model.process.schedule, count)) if measured else job
 
@@ -341,8 +348,8 @@ def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[s
         "interval": None if job.interval is None else list(job.interval),
         "autoguide": None if job.weak is None else f"{job.weak.recipe}, {job.weak.weights}",
         "prompt": job.prompt,
-        "temperature": job.choice.temperature,
-        "top_p": job.choice.top_p,
+        "temperature": job.temperature,
+        "top_p": job.top_p,
         "clip": job.threshold != "none",
         "threshold": job.threshold,
         "compute": str(model.net.compute_dtype).removeprefix("torch."),

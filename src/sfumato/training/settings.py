@@ -94,7 +94,7 @@ class Optimisation:
     snapshots: int = idle(0, out=None)
     label_dropout: float = idle(0.1, conditional=False, classes=0)
     low_discrepancy: bool = True
-    standardise: bool = True
+    standardise: bool = idle(True, kind=("text", "points"))
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -125,8 +125,8 @@ class Sampling:
 
     sampler: str = "ddim"
     sampling_steps: int = 20
-    grid: str = idle("uniform", sampler="auto")
-    guidance: float = 1.0
+    grid: str = "uniform"
+    guidance: float = idle(1.0, classes=0)
     clip: bool = True
     threshold: str = idle("static", clip=False)
 
@@ -202,7 +202,8 @@ def resolve(defaults: S, overrides: Mapping[str, Any]) -> S:
 def refuse_idle(defaults: S, settings: S, **facts: Any) -> None:
     """Raises :class:`Refusal` for a setting that differs from ``defaults`` while it does nothing (see :func:`idle`).
 
-    ``facts``: what else is known of the run: ``out``, its folder or None, and ``classes``, how many labels it has.
+    ``facts``: what else is known of the run: ``out``, its folder or None; ``classes``, how many labels it has;
+    ``kind``, what its data are.
     Runs that are stored are not asked.
     """
     now, before = flatten(settings) | facts, flatten(defaults)

@@ -43,6 +43,7 @@ class TextNetwork:
     conditional: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        require(self.heads >= 1, "heads", self.heads, "at least 1")
         require(self.width >= 1 and self.width % self.heads == 0, "width", self.width, "a multiple of heads")
         require(self.width // self.heads % 2 == 0, "heads", self.heads, "heads of an even width (rotary positions)")
         require(self.depth >= 1, "depth", self.depth, "at least 1 layer")
@@ -213,9 +214,10 @@ class BlockNet(nn.Module):
         self.net, self.process = net, process
 
     def forward(self, x: Int[Tensor, "b sites"], t: Tensor, cond: Cond | None = None) -> Tensor:
-        """Logits ``[b, L, K]`` of the block that appears at ``t`` (one time for all) and of those before it."""
+        """Logits ``[b, L, K]`` of the blocks that appear at ``t`` and of those before them; of later ones, which no
+        step within a block shows, nothing (zeros)."""
         size, length = self.process.size, x.shape[1]
-        needed = size * (1 + self.process.active(length, float(t.reshape(-1)[0])))
+        needed = size * (1 + self.process.active(length, float(t.min())))
         local = self.process.times(x, t)[:, :needed].to(torch.float32)
         logits: Tensor = self.net.blocks(x[:, :needed], x[:, :needed], local, cond)
         return nn.functional.pad(logits, (0, 0, 0, length - needed))

@@ -85,7 +85,7 @@ def _last_step(t: Tensor, steps: int) -> tuple[Tensor, Tensor]:
 @final
 @dataclass(frozen=True)
 class D3PM:
-    """``T KL(q(x_s|x_t,x0) || p(x_s|x_t)) + auxiliary * cross-entropy`` at the step that holds ``t``, any kernel.
+    """``T (KL(q(x_s|x_t,x0) || p(x_s|x_t)) + auxiliary * cross-entropy)`` at the step that holds ``t``, any kernel.
 
     Austin et al. 2021, eq. 5: the variational bound of ``steps`` steps, one of them at a time, plus ``lambda`` times
     ``-log p(x0 | x_t)`` (their images: .001; 0 is the bound alone).  Raises :class:`Refusal` for fewer than one step or
@@ -114,8 +114,8 @@ class D3PM:
         t, s = _last_step(t, self.steps)
         x_t = _noised(process, x0, t, rng, eps, end)
         q = denoiser(x_t, t, cond)
-        total = self.steps * step_kl(process, q, x0, x_t, t, s) + self.auxiliary * process.loss(q, x0, x_t, t)
-        return _per_token(process, total, x0)
+        total = step_kl(process, q, x0, x_t, t, s) + self.auxiliary * process.loss(q, x0, x_t, t)
+        return _per_token(process, self.steps * total, x0)
 
 
 @final
