@@ -13,11 +13,11 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 import sfumato as sf
+from sfumato.denoisers.tokens import Subs
 from sfumato.laws import Categorical, Dirac
 from sfumato.oracles import EnumerableChain, dirichlet, staircase, total_variation
 from sfumato.processes import Jump, RateMatrix, absorbing, discretised_gaussian, gaussian_matrix, marginal, survival
 from sfumato.processes import uniform as uniform_kernel
-from sfumato.token_heads import Subs
 
 FLOW = sf.schedules.get("flow")
 #: Three sites of three tokens, and one site of five, from one stream of numpy's generator 0.

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import sfumato as sf
 from sfumato.data import manifolds
-from sfumato.denoisers_manifold import EndpointHead, OnManifold, ScoreHead, VelocityHead, tangent_loss
+from sfumato.denoisers.manifold import EndpointHead, OnManifold, ScoreHead, VelocityHead, tangent_loss
 from sfumato.laws import Dirac
-from sfumato.manifold_laws import Along, WrappedNormal
+from sfumato.laws.manifold import Along, WrappedNormal
 from sfumato.nets.mlp import MLP
 from sfumato.oracles import ManifoldData
 from sfumato.processes import Brownian, Circles, Geodesic, Product, Rotations

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
+from sfumato.denoisers.tokens import Subs
 from sfumato.laws import Categorical, Dirac
 from sfumato.processes import Jump, RateMatrix, absorbing, discretised_gaussian, marginal, step_kl, survival, uniform
 from sfumato.spaces import Tokens
-from sfumato.token_heads import Subs
 
 FLOW = sf.schedules.get("flow")
 RATES = [[-1.5, 1.0, 0.0, 0.5], [0.2, -0.2, 0.0, 0.0], [0.6, 0.4, -2.0, 1.0], [0.0, 0.3, 0.1, -0.4]]

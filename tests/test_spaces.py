@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
-from sfumato.manifold_laws import IGSO3, Along, Uniform, WrappedBridge, WrappedNormal
+from sfumato.laws.manifold import IGSO3, Along, Uniform, WrappedBridge, WrappedNormal
 from sfumato.spaces import SO3, Simplex, Sphere, SymmetricEdges, Torus, ZeroCoM, igso3, wrapped_normal
 from sfumato.spaces.geometry import rmsd, superpose, torsion, turn_about_bond, turn_torsions
 from sfumato.spaces.so3 import hat, rotation, rotation_vector, vee

@@ -152,7 +152,7 @@ def test_blocks_learn_at_times_of_their_own(models: dict[str, Any]) -> None:
     class Net:
         net = Recorder()
 
-    from sfumato.token_heads import TokenDenoiser
+    from sfumato.denoisers.tokens import TokenDenoiser
     from sfumato.training.text import BlockBound
 
     x0 = torch.zeros((3, 32), dtype=torch.int64)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
+from sfumato.denoisers.tokens import HEADS, Logistic, Score, Softmax, Subs, TokenDenoiser
 from sfumato.processes import Jump, absorbing, discretised_gaussian, marginal, step_kl, uniform
-from sfumato.token_heads import HEADS, Logistic, Score, Softmax, Subs, TokenDenoiser
 from sfumato.training.token_objectives import D3PM, MDLM, DiscreteFlow, Given, ScoreEntropy, bits, nelbo
 
 FLOW = sf.schedules.get("flow")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
         schedules,
         spaces,
         testing,
-        token_heads,
         training,
     )
     from sfumato.comparison import compare, compare_with_ode
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "comparison", "data", "degradations", "denoisers", "energies", "grids", "guidance", "laws", "likelihood", "metrics",
-    "nets", "oracles", "processes", "recipes", "samplers", "schedules", "spaces", "testing", "token_heads", "training",
+    "nets", "oracles", "processes", "recipes", "samplers", "schedules", "spaces", "testing", "training",
 }  # fmt: skip
 _NAMES = {
     "sample": "sfumato.samplers",
@@ -65,7 +64,7 @@ _NAMES = {
 __all__ = [
     "Diffusion", "Refusal", "Stream", "Streams", "compare", "compare_with_ode", "comparison", "data", "degradations",
     "denoisers", "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics", "nets", "oracles",
-    "processes", "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing", "token_heads",
+    "processes", "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing",
     "train", "training", "trajectory",
 ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
-from sfumato.manifold_laws import Uniform, WrappedNormal
+from sfumato.laws.manifold import Uniform, WrappedNormal
 from sfumato.oracles import ManifoldData
 from sfumato.processes import Brownian, Circles, Gaussian, Geodesic, Rotations
 from sfumato.samplers.manifold import GeodesicWalk

@@ -128,7 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a network's output is the image, not what it lacks",
-        "restorers.py",
+        "denoisers/restorers.py",
         "return self.believe(x_t + raw)",
         "return self.believe(raw)",
         (f"{COLD}::test_the_recipe_is_algorithm_2_and_the_l1_norm_of_what_the_network_adds",),

@@ -166,14 +166,14 @@ MUTANTS: tuple[Mutant, ...] = (
     # --------------------------------------------------------------------------------------------- laws and processes
     Mutant(
         "the score points to the centre's far side",
-        "manifold_laws.py",
+        "laws/manifold.py",
         "return x @ hat(radial / angle.clamp(min=igso3.LEAST) * w)",
         "return x @ hat(-radial / angle.clamp(min=igso3.LEAST) * w)",
         (f"{SPACES}::test_igso3_law", f"{LAWS}::test_walks_sample_brownian_motion"),
     ),
     Mutant(
         "a torus bridge that never winds",
-        "manifold_laws.py",
+        "laws/manifold.py",
         "logw = (-(lifted**2) / (2 * outer[..., None] ** 2)).log_softmax(-1)",
         "logw = (-(lifted**2) / 1e-4).log_softmax(-1)",
         (
@@ -183,7 +183,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the noise of a torus bridge is the kernel's",
-        "manifold_laws.py",
+        "laws/manifold.py",
         "(inner * fresh.clamp(min=0).sqrt()).expand(gap.shape)",
         "(inner * torch.ones_like(fresh)).expand(gap.shape)",
         (
@@ -256,21 +256,21 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "a velocity head that forgets the share",
-        "denoisers_manifold.py",
+        "denoisers/manifold.py",
         "return Along(x_t, -narrow(self.process.share(t, x_t), x_t) * raw, self.process.space)",
         "return Along(x_t, -raw, self.process.space)",
         (f"{GEODESIC}::test_a_head_reads_its_own_target",),
     ),
     Mutant(
         "the score's target at the size of the noise",
-        "denoisers_manifold.py",
+        "denoisers/manifold.py",
         "return self.process.score(Dirac(x0), x_t, t) / rms",
         "return self.process.score(Dirac(x0), x_t, t) * rms",
         (f"{GEODESIC}::test_the_score_target_has_unit_size_per_factor",),
     ),
     Mutant(
         "guidance of points in place of tangent vectors",
-        "manifold_laws.py",
+        "laws/manifold.py",
         "return Along.pool([ref, self], [1.0 - w, w])",
         "return Along(self.x, self.v, self.space)",
         (

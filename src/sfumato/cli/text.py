@@ -59,7 +59,7 @@ def evaluate_text_run(run: Path, job: Any, out: Path | None) -> None:
     from dataclasses import replace
 
     from sfumato import metrics
-    from sfumato.data import text
+    from sfumato.data import corpora, text
     from sfumato.likelihood.text import bits_per_character
     from sfumato.metrics.text import evaluate_text
     from sfumato.training.diffusion import load, read_config
@@ -67,7 +67,8 @@ def evaluate_text_run(run: Path, job: Any, out: Path | None) -> None:
     config = read_config(run)
     model = load(run, weights="raw" if job.raw else "ema", ema=job.ema, device=job.device)
     # the run's own tokenizer: one that is learned need not come out the same
-    data = text.TextData.of(text.read(config["data"]["name"]), model.transform.tokenizer, model.transform.length)
+    transform: Any = model.transform
+    data = text.TextData.of(corpora.read(config["data"]["name"]), transform.tokenizer, transform.length)
     if data.sha256 != config["data"]["sha256"]:
         raise Refusal(f"{data.name} is not the text that {run} was trained on (its checksum differs); restore it")
     windows = min(WINDOWS, len(data.held_out))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sfumato.core import RNG
 from sfumato.errors import Refusal, nearest
-from sfumato.manifold_laws import IGSO3
+from sfumato.laws.manifold import IGSO3
 from sfumato.oracles.common import pick
 from sfumato.randomness import Stream, as_rng
 from sfumato.spaces import SO3, Sphere, Torus

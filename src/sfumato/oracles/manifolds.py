@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.core import RNG, Cond, Law, Time
 from sfumato.errors import Refusal
-from sfumato.manifold_laws import Along
+from sfumato.laws.manifold import Along
 from sfumato.oracles.common import LawDenoiser, pick
 from sfumato.randomness import as_rng
 from sfumato.spaces.manifold import Manifold

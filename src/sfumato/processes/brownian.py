@@ -23,7 +23,7 @@ from torch import Tensor
 from sfumato.core import Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac, Through
-from sfumato.manifold_laws import IGSO3, Along, Uniform, WrappedBridge, WrappedNormal
+from sfumato.laws.manifold import IGSO3, Along, Uniform, WrappedBridge, WrappedNormal
 from sfumato.schedules import Schedule, at, narrow, rates, wide
 from sfumato.schedules.continuous import Geometric
 from sfumato.spaces import igso3, wrapped_normal
@@ -179,7 +179,7 @@ class Brownian:
     def score(self, q: Law[Tensor], x_t: Tensor, t: Time) -> Tensor:
         """``grad log p_t(x_t)`` under the belief, a tangent vector at ``x_t``; ``t > 0``.
 
-        A point gives the kernel's own score; a network's :class:`~sfumato.manifold_laws.Along` states it as
+        A point gives the kernel's own score; a network's :class:`~sfumato.laws.manifold.Along` states it as
         ``v / sigma^2`` (Tweedie); a law over finitely many states its mean.  Raises :class:`Refusal` for any other.
         """
         sigma = narrow(self._sigma(t, x_t), x_t)

@@ -23,7 +23,7 @@ from torch import Tensor
 from sfumato.core import Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac, Through
-from sfumato.manifold_laws import Uniform
+from sfumato.laws.manifold import Uniform
 from sfumato.processes.gaussian import divide
 from sfumato.schedules import ZERO_ALPHA, Schedule, at, narrow, rates, wide
 from sfumato.schedules.continuous import Flow
@@ -36,7 +36,7 @@ class Geodesic:
     """Geodesics of ``space`` between data and a prior; states are members of the space.
 
     ``schedule`` says how fast the way is gone and must end without signal, ``alpha(1) = 0``; ``base`` makes the prior's
-    law from a state of its shape, :class:`~sfumato.manifold_laws.Uniform` where it is None.  Raises :class:`Refusal`
+    law from a state of its shape, :class:`~sfumato.laws.manifold.Uniform` where it is None.  Raises :class:`Refusal`
     for a schedule that ends elsewhere.
     """
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from sfumato import schedules
+from sfumato.denoisers.tokens import Subs, TokenDenoiser
 from sfumato.processes.blocks import Blocks
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing
 from sfumato.recipes.recipe import Recipe
-from sfumato.token_heads import Subs, TokenDenoiser
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Optimisation, Reporting, Sampling
 from sfumato.training.text import (

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from sfumato import degradations
+from sfumato.denoisers.restorers import RestorationLoss, channels_seen, cold_restorer
 from sfumato.nets.bundle import Bundle
 from sfumato.processes.cold import Cold, Step, improved, naive
 from sfumato.processes.fitted import mixture_prior
 from sfumato.recipes.networks import image_net
 from sfumato.recipes.recipe import Recipe
-from sfumato.restorers import RestorationLoss, channels_seen, cold_restorer
 from sfumato.training.composition import Composition
 from sfumato.training.priors import state_shape, training_images
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, require

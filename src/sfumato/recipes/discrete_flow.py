@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from sfumato import schedules
+from sfumato.denoisers.tokens import Posterior, Subs, TokenDenoiser
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing, uniform
 from sfumato.recipes.recipe import Recipe
-from sfumato.token_heads import Posterior, Subs, TokenDenoiser
 from sfumato.training.composition import Composition
 from sfumato.training.settings import Optimisation, Reporting, Sampling, choose
 from sfumato.training.text import OPTIMISATION, Decoding, Nelbo, Reading, TextNetwork, text_net

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfumato import schedules
 from sfumato.core import Cond
-from sfumato.denoisers_manifold import OnManifold, VelocityHead, tangent_loss
+from sfumato.denoisers.manifold import OnManifold, VelocityHead, tangent_loss
 from sfumato.processes.geodesic import Geodesic
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
@@ -78,7 +78,7 @@ def loss(
     eps: Tensor | None = None,
     end: Tensor | None = None,
 ) -> Tensor:
-    """:func:`~sfumato.denoisers_manifold.tangent_loss`, whose noise is a draw of the prior."""
+    """:func:`~sfumato.denoisers.manifold.tangent_loss`, whose noise is a draw of the prior."""
     return tangent_loss(denoiser, x0, t, cond, rng, end)
 
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
+from sfumato.denoisers.restorers import RestorationLoss, heat_restorer
 from sfumato.nets.bundle import Bundle
 from sfumato.processes.fitted import kernel_prior
 from sfumato.processes.heat import Heat, Widths
 from sfumato.recipes.recipe import Recipe
-from sfumato.restorers import RestorationLoss, heat_restorer
 from sfumato.training.composition import Composition
 from sfumato.training.priors import state_shape, training_images
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require

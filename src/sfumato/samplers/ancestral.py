@@ -55,8 +55,9 @@ def require_markov(process: Any, sampler: object) -> None:
 def require_numbers(process: Any, sampler: object) -> None:
     """Raises :class:`Refusal` where a sampler that takes the point of a law is given tokens: the likeliest tokens are
     one and the same for all samples."""
-    for part in process.parts.values() if isinstance(process, Product) else (process,):
-        if getattr(part, "kernel", None) is not None and hasattr(part.kernel, "mask"):
+    parts: Any = process.parts.values() if isinstance(process, Product) else (process,)
+    for part in parts:
+        if hasattr(getattr(part, "kernel", None), "mask"):
             raise Refusal(f"{type(sampler).__name__} follows points, and tokens have none between them; use 'ddpm'")
 
 

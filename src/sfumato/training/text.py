@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from sfumato.core import Cond
 from sfumato.data.transforms import from_json
+from sfumato.denoisers.tokens import Subs
 from sfumato.errors import Refusal
 from sfumato.nets.delegated import Delegated
 from sfumato.processes.blocks import Blocks
 from sfumato.processes.bound import step_kl
 from sfumato.randomness import as_rng
-from sfumato.token_heads import Subs
 from sfumato.training.settings import Optimisation, Sampling, require
 from sfumato.training.token_objectives import nelbo
 

@@ -163,7 +163,7 @@ class MDLM:
 class ScoreEntropy:
     """The denoising score entropy of SEDD (Lou et al. 2024, section 3): ``Jump.rate`` of the belief, for any kernel.
 
-    A head that states a score of its own (:class:`~sfumato.token_heads.Score`) is trained on that score, unnormalised.
+    A head that states a score of its own (:class:`~sfumato.denoisers.tokens.Score`) is trained on that score as it is.
     """
 
     def __call__(

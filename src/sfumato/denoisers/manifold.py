@@ -2,7 +2,7 @@
 
 The contract: a network reads the space's smooth coordinates ``[b, m]`` and answers with an ambient vector ``[b, k]``,
 which a head shapes like the state and projects to the tangent space at ``x_t``.  What a belief becomes is an
-:class:`~sfumato.manifold_laws.Along`, so that two of them can be guided.
+:class:`~sfumato.laws.manifold.Along`, so that two of them can be guided.
 
 ============  =======================================  ==========================================================
 head          target, a tangent vector at ``x_t``      source
@@ -27,7 +27,7 @@ from torch import Tensor
 from sfumato.core import Cond, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac
-from sfumato.manifold_laws import Along
+from sfumato.laws.manifold import Along
 from sfumato.processes.brownian import Brownian
 from sfumato.processes.geodesic import Geodesic
 from sfumato.randomness import as_rng
