@@ -8,7 +8,7 @@ PIP := $(V)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAG
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench recipes checks docs mutants clean
+.PHONY: help demo test lint format bench recipes language checks docs mutants clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench: .venv/bench.stamp  ## training and sampling speed against diffusers
 
 recipes: .venv/core.stamp  ## train every recipe on MNIST for the same minutes and write the table (resumes)
 	$(V)/python benchmarks/recipes.py
+
+language: .venv/core.stamp  ## train every language model on the same tokens and write the table (resumes)
+	$(V)/python benchmarks/language.py
 
 checks: .venv/dev.stamp  ## the longer studies (tests marked slow)
 	$(V)/python -m pytest -m slow

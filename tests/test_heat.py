@@ -237,6 +237,19 @@ def test_the_recipe_trains_stores_and_samples(tmp_path: Path) -> None:
     assert model.process.delta / model.process.sigma == pytest.approx(1.25)
 
 
+def test_the_recipe_begins_at_blurred_training_images_with_its_own_noise() -> None:
+    data = sf.data.load("digits")
+    model = sf.train("heat", data, steps=1, quiet=True, levels=10, greatest=3.0, points=2000, directions=64, **TINY)
+    process, like = model.process, torch.zeros(200, 1, 8, 8)
+    blurred = process.blurred(model.transform.encode(data.train.x), 1.0).flatten(1)
+    law = sf.processes.fitted.start(process, like, 1.0, {"label": torch.arange(200) % 10})
+    near = torch.cdist(law.draw(sf.Stream(0)).flatten(1), blurred).amin(1)
+    # the prior keeps some directions of the blur exactly and the noise of all
+    assert float(near.square().mean() / 64) == pytest.approx(process.delta**2, rel=0.25)
+    sharp = torch.cdist(law.draw(sf.Stream(0)).flatten(1), model.transform.encode(data.train.x).flatten(1)).amin(1)
+    assert float(sharp.square().mean()) > 20 * float(near.square().mean())
+
+
 def test_the_recipe_regresses_the_slightly_less_blurred_image() -> None:
     data = sf.data.load("digits")
     model = sf.train("heat", data, steps=1, quiet=True, levels=10, greatest=3.0, points=64, **TINY)

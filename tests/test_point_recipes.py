@@ -33,6 +33,22 @@ def test_a_run_learns_stores_and_stays_on_its_manifold(name: str, tmp_path: Path
     assert (run / "loss.png").exists()
 
 
+def test_the_loss_is_that_of_the_velocity_at_times_of_the_whole_path() -> None:
+    """A network that says nothing misses the whole velocity, whose length is the distance between the ends."""
+    from sfumato import recipes
+
+    data = sf.data.load("quakes")
+    recipe = recipes.get("geodesic")
+    model = recipe.build(recipe.defaults, data.spec(), {"seed": 0, "horizon": {}})
+    x0, space = data.train.x[:64], manifolds.space("quakes")
+    end = model.process.prior(x0).draw(sf.Stream(1))
+    t = torch.linspace(0.05, 1, 64, dtype=torch.float64)
+    loss = model.parts.objective(model.denoiser, x0, t, None, end=end)
+    assert torch.allclose(loss, space.distance(x0, end) ** 2 / 2, rtol=2e-2, atol=1e-4)
+    u = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    assert torch.allclose(model.times(u), torch.tensor([0.001, 0.5005, 1.0]).double(), atol=1e-6)
+
+
 def test_samples_come_nearer_to_the_data_than_the_prior() -> None:
     """On the sphere: the mean distance to the nearest data point, against that of uniform draws."""
     data, space = sf.data.load("quakes"), manifolds.space("quakes")

@@ -301,6 +301,50 @@ def test_the_chain_bound_is_the_oracles() -> None:
         assert abs(float(found.mean()) - exact) < 4.5 * float(found.std()) / len(x0) ** 0.5, schedule
 
 
+def test_a_chains_bound_counts_its_prior() -> None:
+    """Where a schedule leaves some signal the prior costs, and the bound says so."""
+    from sfumato.processes import Jump, uniform
+    from sfumato.training.text import ChainBound
+
+    chain, schedule = sf.oracles.dirichlet(3, 3), sf.schedules.get("linear", steps=10)
+    process = Jump(uniform(3), schedule)
+    x0 = chain.sample(2000, sf.Stream(0))
+    prior = process.marginal(x0, 1.0).kl(process.prior(x0)).mean()
+    assert float(prior) > 0.5
+    denoiser = Stated(chain.posterior(process), process)
+    found = ChainBound(4, draws=4)(denoiser, x0, sf.Stream(1))
+    exact = float((chain.p.flatten() * chain.elbo(denoiser, process, sf.grids.uniform(schedule, 4)).total).sum())
+    assert exact > chain.entropy + 0.1
+    assert abs(float(found.mean()) - exact) < 4.5 * float(found.std()) / len(x0) ** 0.5
+
+
+def test_redrawn_tokens_are_certain_near_the_data(book: Path) -> None:
+    """A kernel that redraws: whatever the network says, at small t the token shown is the data's."""
+    for name, own in (("d3pm", {"kernel": "uniform"}), ("sedd", {"kernel": "uniform"}), ("discrete-flow", {})):
+        model = sf.train(name, book, steps=1, quiet=True, **SMALL, **own)
+        x = torch.randint(0, 5, (2, 32), generator=torch.Generator().manual_seed(0))
+        for t in (1e-3, 1e-5):
+            with torch.no_grad():
+                q = model.denoiser(x, t)
+            other = 1 - q.logp.exp().gather(-1, x[..., None])[..., 0]
+            assert float(other.max()) < 30 * t, name
+            assert float(other.min()) > 0, name
+
+
+def test_embeddings_that_lie_together_cost_the_reading() -> None:
+    """Equal embeddings: nothing can be read, and the bound is the log of the vocabulary at the least."""
+    from sfumato.laws import Dirac
+    from sfumato.processes import Gaussian
+    from sfumato.training.embedded import EmbeddedNelbo, EmbeddedNet
+
+    net = EmbeddedNet(torch.nn.Identity(), 5, 4)
+    with torch.no_grad():
+        net.weight.copy_(torch.ones(5, 4))
+        denoiser = Stated(lambda x, t: Dirac(torch.ones_like(x)), Gaussian(sf.schedules.get("square-root")), net)
+        bound = EmbeddedNelbo(0.001)(denoiser, torch.zeros((3, 2), dtype=torch.int64), sf.Stream(0))
+    assert float(bound.mean()) == pytest.approx(2 * math.log(5), rel=0.05)
+
+
 class Stated:
     """A belief in the place of a network and its head."""
 

@@ -33,7 +33,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "idle settings pass",
         "training/run.py",
-        "    refuse_idle(defaults, resolved, out=run, classes=len(model.classes))\n",
+        "    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind)\n",
         "",
         (f"{SETTINGS}::test_a_setting_that_does_nothing_is_refused",),
     ),

@@ -91,8 +91,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a noise-blind energy in the units of its input",
         "recipes/ncsnv2.py",
-        "return -scale.flatten(1)[:, 0] * inner",
-        "return -inner",
+        "found: Tensor = -scale.flatten(1)[:, 0] * inner",
+        "found: Tensor = -inner",
         ENERGY,
     ),
     Mutant(

@@ -90,8 +90,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "remasking without its way back",
         "processes/jump.py",
-        "return flow + (eta * pace + noise) * reversal + noise * self.kernel.outflow(x_t)",
-        "return flow + eta * pace * reversal + noise * self.kernel.outflow(x_t)",
+        "found: Tensor = flow + (eta * pace + noise) * reversal + noise * self.kernel.outflow(x_t)",
+        "found: Tensor = flow + eta * pace * reversal + noise * self.kernel.outflow(x_t)",
         (f"{JUMP}::test_noise_on_top_leaves_every_marginal_as_it_is",),
     ),
     Mutant(
@@ -132,8 +132,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "one step of the bound, not T of them",
         "training/token_objectives.py",
-        "total = self.steps * step_kl(process, q, x0, x_t, t, s)",
-        "total = step_kl(process, q, x0, x_t, t, s)",
+        "return _per_token(process, self.steps * total, x0)",
+        "return _per_token(process, total, x0)",
         (f"{OBJECTIVES}::test_objectives_agree_where_they_are_one",),
     ),
     Mutant(
@@ -146,8 +146,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "losses summed over sites, not per token",
         "training/token_objectives.py",
-        "return loss / process.space.dof(x0).to(loss).clamp(min=1)",
-        "return loss / process.space.dof(x0).to(loss).clamp(max=1)",
+        "found: Tensor = loss / process.space.dof(x0).to(loss).clamp(min=1)",
+        "found: Tensor = loss / process.space.dof(x0).to(loss).clamp(max=1)",
         (f"{OBJECTIVES}::test_objectives_agree_where_they_are_one",),
     ),
     Mutant(

@@ -118,7 +118,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "temperature after the nucleus",
         "guidance/tempered.py",
-        "logp = (logp / self.temperature).log_softmax(-1)",
+        "logp = ((logp - logp.amax(-1, keepdim=True)) / self.temperature).log_softmax(-1)",
         "logp = (nucleus(logp, self.top_p) / self.temperature).log_softmax(-1)",
         (f"{DECODING}::test_tempered_beliefs",),
     ),

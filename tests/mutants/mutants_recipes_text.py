@@ -7,8 +7,79 @@ from mutants import Mutant
 BLOCKS = "tests/test_blocks.py"
 TEXT = "tests/test_text_recipes.py"
 POINTS = "tests/test_point_recipes.py"
+HEAT = "tests/test_heat.py"
 
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "heat begins at sharp images",
+        "recipes/heat.py",
+        "fit_kernels(model.process.blurred(x0, 1.0)",
+        "fit_kernels(x0",
+        (f"{HEAT}::test_the_recipe_begins_at_blurred_training_images_with_its_own_noise",),
+    ),
+    Mutant(
+        "heat begins without noise",
+        "recipes/heat.py",
+        "settings.points, settings.delta)",
+        "settings.points, 0.0)",
+        (f"{HEAT}::test_the_recipe_begins_at_blurred_training_images_with_its_own_noise",),
+    ),
+    Mutant(
+        "geodesic learns ends for velocities",
+        "recipes/geodesic.py",
+        "OnManifold(net, VelocityHead(process))",
+        "OnManifold(net, EndpointHead(process))",
+        (f"{POINTS}::test_the_loss_is_that_of_the_velocity_at_times_of_the_whole_path",),
+    ),
+    Mutant(
+        "geodesic learns half of the path",
+        "recipes/geodesic.py",
+        "Uniform(1e-3), loss)",
+        "Uniform(0.5), loss)",
+        (f"{POINTS}::test_the_loss_is_that_of_the_velocity_at_times_of_the_whole_path",),
+    ),
+    Mutant(
+        "a chain's bound without its prior",
+        "training/text.py",
+        "total = process.marginal(x0, 1.0).kl(process.prior(x0)).double()",
+        "total = 0 * process.marginal(x0, 1.0).kl(process.prior(x0)).double()",
+        (f"{TEXT}::test_a_chains_bound_counts_its_prior",),
+    ),
+    Mutant(
+        "a chain's bound without its last step",
+        "training/text.py",
+        ".floor().clamp(max=self.steps - 1) + 1",
+        ".floor().clamp(min=1, max=self.steps - 1) + 1",
+        (f"{TEXT}::test_the_chain_bound_is_the_oracles",),
+    ),
+    Mutant(
+        "embeddings' bound without rounding",
+        "training/embedded.py",
+        'total = cross_entropy(logits.transpose(1, 2), x0, reduction="none").sum(1).double()',
+        'total = 0 * cross_entropy(logits.transpose(1, 2), x0, reduction="none").sum(1).double()',
+        (f"{TEXT}::test_embeddings_that_lie_together_cost_the_reading",),
+    ),
+    Mutant(
+        "embeddings' bound without its rate",
+        "training/embedded.py",
+        "total = total + rate * (1 - self.first) / self.draws",
+        "total = total + 0 * rate * (1 - self.first) / self.draws",
+        (f"{TEXT}::test_the_bound_of_embeddings_is_tight_at_the_exact_belief",),
+    ),
+    Mutant(
+        "a plain softmax for tokens that are redrawn",
+        "recipes/d3pm.py",
+        '"uniform": (uniform, "cosine-continuous", Posterior)',
+        '"uniform": (uniform, "cosine-continuous", Subs)',
+        (f"{TEXT}::test_redrawn_tokens_are_certain_near_the_data",),
+    ),
+    Mutant(
+        "steps across the border of blocks",
+        "training/sampling.py",
+        "if count % model.parts.multiple:",
+        "if False:",
+        (f"{TEXT}::test_text_is_refused_where_it_cannot_be",),
+    ),
     Mutant(
         "blocks appear from right to left",
         "processes/blocks.py",

@@ -155,10 +155,10 @@ def _optimised(model: Any, job: Plan) -> grids.Equidistributed:
     """The grid that suits this job's own model, guidance and order, measured on a few of its trajectories."""
     # every class in turn, whatever was asked for: the times of a sample must not depend on the others
     names = None if job.label is None else tuple(model.classes[k % len(model.classes)] for k in range(MEASURED))
-    start = model.like(MEASURED)
+    empty = model.like(MEASURED)
     denoiser = _guided(model, job, _Counted(model.denoiser))
     cond, order = _condition(model, names, MEASURED), min(job.sampler.order or 1, 2)
-    return grids.measure(denoiser, model.process, start, Streams(range(MEASURED)), cond=cond, order=order)
+    return grids.measure(denoiser, model.process, empty, Streams(range(MEASURED)), cond=cond, order=order)
 
 
 def _schedule(model: Any, what: str) -> Any:
