@@ -12,7 +12,8 @@ from torch import Tensor
 import sfumato as sf
 from sfumato.denoisers.tokens import HEADS, Logistic, Score, Softmax, Subs, TokenDenoiser
 from sfumato.processes import Jump, absorbing, discretised_gaussian, marginal, step_kl, uniform
-from sfumato.training.token_objectives import D3PM, MDLM, DiscreteFlow, Given, ScoreEntropy, bits, nelbo
+from sfumato.randomness import Uniforms
+from sfumato.training.token_objectives import D3PM, MDLM, DiscreteFlow, ScoreEntropy, bits, nelbo
 
 FLOW = sf.schedules.get("flow")
 PROCESSES = {
@@ -166,7 +167,7 @@ def test_objectives_agree_where_they_are_one() -> None:
     assert torch.allclose(losses["mdlm"], losses["flow-kl"], rtol=1e-9)
     assert torch.allclose(losses["mdlm-steps"], losses["d3pm-bound"], rtol=1e-9)
     assert float(losses["mdlm"].max()) > 0.5
-    x_t = process.marginal(x0, t).draw(Given(eps))
+    x_t = process.marginal(x0, t).draw(Uniforms(eps))
     hidden = (x_t == 3).double()
     assert torch.allclose(losses["flow"], (denoiser(x_t, t).logp.gather(-1, x0[..., None])[..., 0] * -hidden).mean(1))
     # in nats per token, whatever the length
@@ -180,7 +181,7 @@ def test_the_auxiliary_term_is_the_cross_entropy() -> None:
     denoiser = TokenDenoiser(lambda x, t, cond: torch.nn.functional.one_hot((x + 1) % 4, 4).double(), Softmax(process))
     t, eps = torch.tensor([0.31, 0.94]), sf.Stream(0).uniform((2, 3))
     gap = D3PM(10, 2.0)(denoiser, X0, t, eps=eps) - D3PM(10, 0.0)(denoiser, X0, t, eps=eps)
-    x_t = process.marginal(X0, torch.tensor([0.4, 1.0])).draw(Given(eps))  # the steps that hold t end at 4/10 and 1
+    x_t = process.marginal(X0, torch.tensor([0.4, 1.0])).draw(Uniforms(eps))  # the steps that hold t end at 4/10 and 1
     assert torch.allclose(gap, 10 * 2 * denoiser(x_t, 0.4).nll(X0) / 3)
 
 
@@ -189,7 +190,7 @@ def test_the_generalised_kl_is_the_published_one() -> None:
     logits = logits_of(3)
     denoiser = TokenDenoiser(lambda x, t, cond: logits, Softmax(process))
     t, eps = torch.tensor([0.3, 0.8], dtype=torch.float64), sf.Stream(4).uniform((2, 3))
-    x_t = process.marginal(X0, t).draw(Given(eps))
+    x_t = process.marginal(X0, t).draw(Uniforms(eps))
     same = (x_t == X0).double()
 
     def at(x: Tensor) -> Tensor:
@@ -223,7 +224,7 @@ def test_given_uniforms_are_fixed_noise() -> None:
     assert torch.equal(a, b)
     assert not torch.equal(*(DiscreteFlow()(denoiser, X0, t, rng=k) for k in (1, 2)))
     many = torch.linspace(0, 1, 1001)[:-1, None]
-    drawn = process.marginal(torch.zeros(1000, 1, dtype=torch.int64), 0.5).draw(Given(many))
+    drawn = process.marginal(torch.zeros(1000, 1, dtype=torch.int64), 0.5).draw(Uniforms(many))
     law = process.marginal(torch.zeros(1, 1, dtype=torch.int64), 0.5).logp.exp()[0, 0]
     assert torch.allclose(drawn.flatten().bincount(minlength=4).double() / 1000, law, atol=2e-3)
 
@@ -257,8 +258,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "steps": (lambda: D3PM(0), "steps=0"),
     "form": (lambda: DiscreteFlow("l2"), "'l2'"),
     "rng": (lambda: MDLM()(TokenDenoiser(None, Subs(PROCESSES["absorbing"])), X0, torch.ones(2)), "rng is None"),
-    "uniforms": (lambda: Given(torch.zeros(2, 2)).uniform((2, 3)), "give one a site"),
-    "normal": (lambda: Given(torch.zeros(2, 2)).normal((2, 2)), "no normal noise"),
+    "uniforms": (lambda: Uniforms(torch.zeros(2, 2)).uniform((2, 3)), "give one a site"),
+    "normal": (lambda: Uniforms(torch.zeros(2, 2)).normal((2, 2)), "no normal noise"),
     "draws": (lambda: nelbo(CHAIN.posterior(PROCESSES["absorbing"]), PROCESSES["absorbing"], X0, 0, 0), "draws=0"),
 }  # fmt: skip
 

@@ -67,6 +67,26 @@ class Streams:
         return self._fill(torch.rand, shape, rows)
 
 
+@final
+class Uniforms:
+    """Uniform numbers that were drawn before, as a source of randomness: every draw takes the same ones."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+
+    def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """The given numbers; raises :class:`Refusal` where another shape is asked for."""
+        if tuple(self.numbers.shape) != tuple(shape):
+            raise Refusal(
+                f"given uniforms of shape {tuple(self.numbers.shape)} for sites {tuple(shape)}; give one a site"
+            )
+        return self.numbers
+
+    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Refused: tokens take uniform numbers."""
+        raise Refusal("given uniforms hold no normal noise; pass a Stream for a process that draws it")
+
+
 def as_rng(rng: Any) -> RNG:
     """An :class:`RNG` from what users hand in: an RNG as it is, a CPU ``torch.Generator``, or an int seed."""
     if isinstance(rng, int | torch.Generator):

@@ -21,6 +21,7 @@ from sfumato.errors import Refusal
 from sfumato.guidance.tempered import require_categorical, tempered
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
+from sfumato.randomness import Uniforms
 from sfumato.samplers.ancestral import Ancestral, require_rng
 from sfumato.samplers.history import require_choice
 
@@ -221,20 +222,6 @@ def _time_of(process: Any, level: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     return high
 
 
-@final
-class _Handed:
-    """Uniform numbers drawn before, as an rng that gives them once."""
-
-    def __init__(self, u: Tensor) -> None:
-        self.u = u
-
-    def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        return self.u.reshape(shape)
-
-    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        raise Refusal("a token is drawn by one uniform number; nothing here is normal")
-
-
 def _show(
     law: Categorical, x: Tensor, masked: Bool[Tensor, "b sites"], u: Float[Tensor, "b 2"], walking: Bool[Tensor, " b"]
 ) -> Tensor:
@@ -244,7 +231,7 @@ def _show(
     site = (masked.cumsum(1) > rank).to(torch.int8).argmax(1, keepdim=True)
     logp = law.logp.flatten(1, -2)
     own = logp.gather(1, site[..., None].expand(-1, 1, logp.shape[-1]))
-    token = Categorical(own).draw(_Handed(u[:, 1:]))
+    token = Categorical(own).draw(Uniforms(u[:, 1:]))
     shown = x.flatten(1).scatter(1, site, token)
     return torch.where(walking[:, None], shown, x.flatten(1)).reshape(x.shape)
 

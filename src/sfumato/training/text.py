@@ -225,20 +225,12 @@ class BlockNet(nn.Module):
 
 @final
 @dataclass(frozen=True)
-class NextTokenLoss:
-    """``-log p(x_i | x_<i)`` in nats per token ``[b]``: exact, at all places at once; times are not used."""
+class Exact:
+    """``-log p(x0)`` of a factorisation from left to right, in nats per sequence."""
 
     name: ClassVar[str] = "exact"
 
-    def __call__(
-        self, denoiser: Any, x0: Tensor, t: Tensor, cond: Cond | None, rng: Any = None, eps: Tensor | None = None,
-        end: Tensor | None = None,
-    ) -> Float[Tensor, " b"]:  # fmt: skip
-        return self.likelihood(denoiser, x0) / x0.shape[1]
-
-    @staticmethod
-    def likelihood(denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any = None) -> Float[Tensor, " b"]:
-        """``-log p(x0)`` in nats, ``[b]``."""
+    def __call__(self, denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any = None) -> Float[Tensor, " b"]:
         logits = denoiser.net(x0, None)
         hidden = torch.full_like(x0, denoiser.head.process.kernel.mask)
         nll: Tensor = denoiser.head(logits, hidden, 1.0).nll(x0)
@@ -247,13 +239,14 @@ class NextTokenLoss:
 
 @final
 @dataclass(frozen=True)
-class Exact:
-    """The likelihood of a factorisation from left to right."""
+class NextTokenLoss:
+    """``-log p(x_i | x_<i)`` in nats per token ``[b]``: exact, at all places at once; times are not used."""
 
-    name: ClassVar[str] = "exact"
-
-    def __call__(self, denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any) -> Float[Tensor, " b"]:
-        return NextTokenLoss.likelihood(denoiser, x0)
+    def __call__(
+        self, denoiser: Any, x0: Tensor, t: Tensor, cond: Cond | None, rng: Any = None, eps: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> Float[Tensor, " b"]:  # fmt: skip
+        return Exact()(denoiser, x0) / x0.shape[1]
 
 
 @final
@@ -264,9 +257,6 @@ class BlockBound:
 
     Times of blocks are spread evenly: block ``j`` of a sample is at ``(t + j / n) mod 1``.
     """
-
-    draws: int = 8
-    name: ClassVar[str] = "NELBO"
 
     def __call__(
         self, denoiser: Any, x0: Tensor, t: Tensor, cond: Cond | None, rng: Any = None, eps: Tensor | None = None,
@@ -284,24 +274,20 @@ class BlockBound:
         rate: Tensor = process.inner.rate(Subs(process.inner)(logits, x_t, 1.0), x0, x_t, local)
         return rate
 
-    def likelihood(self, denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any) -> Float[Tensor, " b"]:
-        """The mean of ``draws`` estimates in nats per sequence, at times spread evenly."""
-        source = as_rng(rng)
-        offset = source.uniform((len(x0),)).double()
-        parts = [self.at(denoiser, x0, (offset + k / self.draws) % 1.0, source) for k in range(self.draws)]
-        return torch.stack(parts).mean(0)
-
 
 @final
 @dataclass(frozen=True)
 class BlockNelbo:
-    """The likelihood that goes with :class:`BlockBound`."""
+    """The mean of ``draws`` of :class:`BlockBound`'s estimates in nats per sequence, at times spread evenly."""
 
     draws: int = 8
     name: ClassVar[str] = "NELBO"
 
     def __call__(self, denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any) -> Float[Tensor, " b"]:
-        return BlockBound(self.draws).likelihood(denoiser, x0, rng)
+        source, bound = as_rng(rng), BlockBound()
+        offset = source.uniform((len(x0),)).double()
+        parts = [bound.at(denoiser, x0, (offset + k / self.draws) % 1.0, source) for k in range(self.draws)]
+        return torch.stack(parts).mean(0)
 
 
 def require_block(length: int, block: int) -> None:

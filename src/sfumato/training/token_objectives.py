@@ -24,29 +24,9 @@ from sfumato.errors import Refusal
 from sfumato.laws import Dirac
 from sfumato.processes.bound import Bound, step_kl
 from sfumato.processes.jump import Jump
-from sfumato.randomness import as_rng
+from sfumato.randomness import Uniforms, as_rng
 from sfumato.training.times import EDGE
 from sfumato.trees import flat_sum
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Given:
-    """Uniform numbers that were drawn before, as a source of randomness: every draw takes the same ones."""
-
-    uniforms: Tensor
-
-    def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        """The given numbers; raises :class:`Refusal` where another shape is asked for."""
-        if tuple(self.uniforms.shape) != tuple(shape):
-            raise Refusal(
-                f"given uniforms of shape {tuple(self.uniforms.shape)} for sites {tuple(shape)}; give one a site"
-            )
-        return self.uniforms
-
-    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
-        """Refused: tokens take uniform numbers."""
-        raise Refusal("given uniforms hold no normal noise; pass a Stream for a process that draws it")
 
 
 @runtime_checkable
@@ -66,7 +46,7 @@ def bits(nats: Any) -> Any:
 def _noised(process: Any, x0: Tensor, t: Time, rng: Any, eps: Tensor | None, end: Tensor | None) -> Tensor:
     if rng is None and eps is None:
         raise Refusal("a loss draws tokens but rng is None; pass a Stream, an int seed, or eps: uniforms in [0, 1)")
-    source: RNG = as_rng(rng) if eps is None else Given(eps)
+    source: RNG = as_rng(rng) if eps is None else Uniforms(eps)
     found: Tensor = process.marginal(x0, t, end).draw(source)
     return found
 
