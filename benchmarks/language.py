@@ -246,7 +246,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Run what is missing, then write the page."""
-    from sfumato.cli.verbs import read_settings
+    from sfumato.cli.config import read_pairs
 
     options = parser().parse_args(arguments)
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(ENTRIES)
@@ -255,7 +255,7 @@ def main(arguments: list[str]) -> int:
         print(f"unknown method {unknown[0]!r}; known: {', '.join(ENTRIES)}", file=sys.stderr)
         return 2
     results = make_folder(options.results)
-    extra = read_settings(None, options.pairs)
+    extra = read_pairs(options.pairs)
     study = Study(options.steps, options.data, options.seed, options.n, options.windows, extra)
     if not options.page_only:
         runs = make_folder(options.runs)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -21,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import sfumato as sf
 from sfumato import likelihood, metrics, recipes
+from sfumato.bakeoff.parts import machine, stacked
 from sfumato.cli.demo import DEMO
 from sfumato.data.grid import image_grid
 from sfumato.training.checkpoint import newest
@@ -137,17 +134,6 @@ class Job:
         }  # fmt: skip
         plain: dict[str, Any] = json.loads(json.dumps(asked))
         return plain
-
-
-def machine() -> dict[str, Any]:
-    """Where it was measured."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), platform.processor())
-    return {
-        "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(),
-    }  # fmt: skip
 
 
 class Bench:
@@ -334,20 +320,7 @@ def page(found: list[dict[str, Any]], picture: str) -> str:
 
 def draw(found: list[dict[str, Any]], results: Path, path: Path) -> None:
     """The strips of all results under one another, with their names."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    strips = []
-    for result in found:
-        with Image.open(results / f"{result['name']}.png") as strip:
-            strips.append(strip.convert("L"))
-    left, font = 150, ImageFont.load_default(14)
-    height = sum(strip.height for strip in strips)
-    sheet = Image.new("L", (left + max(strip.width for strip in strips), height), 32)
-    pen, top = ImageDraw.Draw(sheet), 0
-    for result, strip in zip(found, strips, strict=True):
-        pen.text((8, top + strip.height / 2), result["name"], fill=230, font=font, anchor="lm")
-        sheet.paste(strip, (left, top))
-        top += strip.height
+    sheet = stacked([(result["name"], results / f"{result['name']}.png") for result in found], mode="L")
     make_folder(path.parent)
     save_png(sheet, path)
 
@@ -389,7 +362,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     """Run what is missing, then write the page."""
-    from sfumato.cli.verbs import read_settings
+    from sfumato.cli.config import read_pairs
 
     options = parser().parse_args(arguments)
     names = [name.strip() for name in options.only.split(",") if name.strip()] or list(ENTRIES)
@@ -400,7 +373,7 @@ def main(arguments: list[str]) -> int:
     code = 0
     if not options.page_only:
         bench = Bench(sf.data.load(options.data), options.runs, options.results)
-        jobs = jobs_for(names, options, read_settings(None, options.pairs))
+        jobs = jobs_for(names, options, read_pairs(options.pairs))
         if options.retime:
             for job in jobs:
                 if (bench.results / f"{job.name}.json").exists():

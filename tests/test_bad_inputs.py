@@ -58,7 +58,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["trian"], "train"),
         (["list", "sampler"], "did you mean samplers"),
         (["inspect", "minst"], "did you mean mnist"),
-        (["inspect", "{tmp}"], "config.json is missing"),
+        (["inspect", "{tmp}"], "holds no images"),
         (["train", "dpm", "--data", "digits", "--out", "{tmp}/x"], "unknown recipe 'dpm'; did you mean"),
         (["train", "ddpm", "--data", "digit", "--out", "{tmp}/x"], "unknown data 'digit'; did you mean digits"),
         (["train", "ddpm", "--data", "{tmp}/none.npz", "--out", "{tmp}/x"], "cannot read"),

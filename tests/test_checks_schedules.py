@@ -193,7 +193,7 @@ def test_what_an_image_looks_like_along_a_schedule() -> None:
 
 
 def test_inspect_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sfumato.cli.verbs import inspect_target
+    from sfumato.cli.inspect import inspect_target
 
     inspect_target("flow", tmp_path / "flow.png")
     printed = capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_the_module_runs_and_exits_with_its_code() -> None:
         [sys.executable, "-m", "sfumato", "list", "sampler"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert result.stderr == "sfumato: unknown part 'sampler'; did you mean samplers?\n"
+    assert result.stderr == "sfumato: unknown part 'sampler'; did you mean samplers or metrics?\n"
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:

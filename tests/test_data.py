@@ -155,7 +155,7 @@ def test_unknown_transform() -> None:
 # ------------------------------------------------------------------------------------------------- names and files
 
 
-@pytest.mark.parametrize(("name", "hint"), [("mnits", "mnist"), ("digit", "digits"), ("zzz", "known: digits, mnist")])
+@pytest.mark.parametrize(("name", "hint"), [("mnits", "mnist"), ("digit", "digits"), ("zzz", "known: .*digits.* mnist")])
 def test_unknown_name_gives_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(Refusal, match=hint) as refused:
         data.load(name)
@@ -242,9 +242,12 @@ def test_own_file_with_class_names_or_without_labels(tmp_path: Path) -> None:
 
 X = np.zeros((20, 4, 4), np.uint8)
 BAD = {
-    "float": ({"x": X.astype(np.float32)}, "x is float32; give uint8"),
-    "rank": ({"x": X[0]}, r"x has shape \[4, 4\]"),
-    "alpha": ({"x": np.zeros((20, 4, 4, 4), np.uint8)}, "1 or 3 channels"),
+    "float": ({"x": X[..., None] + np.float32(2)}, r"x is float32 from 2 to 2; give floats in \[0, 1\]"),
+    "nan": ({"x": X[..., None] + np.float32("nan")}, "x is float32 from nan to nan"),
+    "wide": ({"x": X.astype(np.int32) + 256}, "x is int32 from 256 to 256; give levels 0..255"),
+    "complex": ({"x": X * 1j}, "x is complex128"),
+    "rank": ({"x": X[0, 0]}, r"x has shape \[4\]"),
+    "channels": ({"x": np.zeros((20, 5, 4, 7), np.uint8)}, "c from 1 to 4"),
     "no x": ({"images": X}, "holds images; it must hold x"),
     "other key": ({"x": X, "y": X}, "holds x, y"),
     "one image": ({"x": X[:1]}, "at least 2 images"),
@@ -271,8 +274,7 @@ def test_own_file_of_another_make(tmp_path: Path) -> None:
         data.load(save(tmp_path / "objects.npz", x=np.array([{}, []], dtype=object)))
     with (tmp_path / "bare.npz").open("wb") as file:
         np.save(file, X)
-    with pytest.raises(Refusal, match="bare array"):
-        data.load(tmp_path / "bare.npz")
+    assert data.load(tmp_path / "bare.npz").shape == (1, 4, 4)
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(Refusal, match=r"cannot read .*text.npz"):
         data.load(tmp_path / "text.npz")

@@ -11,8 +11,10 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sfumato as sf
 from sfumato.__main__ import run as run_sfumato
@@ -61,12 +63,28 @@ def commands(page: Path) -> list[list[str]]:
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
+def make_photos(folder: Path) -> None:
+    """The user's own folder that the pages speak of."""
+    folder.mkdir()
+    for k in range(12):
+        Image.effect_noise((48 + k, 40), 64).save(folder / f"{k}.png")
+
+
+def make_rows(folder: Path) -> None:
+    """The user's own table and time series that the pages speak of."""
+    rows = [f"{('Bern', 'Zürich')[k % 2]},{800 + 7 * k}.50,{k % 6},2024-{1 + k % 12:02d}-01" for k in range(120)]
+    (folder / "prices.csv").write_text("\n".join(["city,price,rooms,sold", *rows]), encoding="utf-8")
+    np.save(folder / "waves.npy", 100 + 20 * np.sin(np.arange(120)[:, None] + np.arange(30) / 4))
+
+
 @pytest.mark.parametrize("page", pages_with("sh"))
 def test_shell_blocks_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
     monkeypatch.chdir(tmp_path)
+    make_photos(tmp_path / "photos")
+    make_rows(tmp_path)
     for program, *rest in commands(page):
         if program == "make":
             assert set(rest) <= set(targets)
@@ -77,11 +95,12 @@ def test_shell_blocks_run(
 
 def run(arguments: list[str]) -> int:
     """The exit code of one command, its budget cut."""
-    if arguments[0] == "train":
+    if arguments[0] == "train" and "--config" not in arguments:  # a file has its own budget
         k = arguments.index("--minutes") if "--minutes" in arguments else len(arguments)
         arguments[k : k + 2] = [] if "--steps" in arguments else ["--steps", "2"]
         kind = sf.recipes.get(arguments[1]).kind
         own = TINY if kind == "images" else [*SMALL, "--set", "heads=2"] if kind == "text" else SMALL
+        own = {".csv": SMALL, ".npy": TINY[:-2]}.get(Path(arguments[arguments.index("--data") + 1]).suffix, own)
         arguments = [*arguments, *own, *ALL, *(["--set", "pairs=64"] if arguments[1] == "reflow" else [])]
     if arguments[0] == "eval":
         texts = sf.recipes.get(sf.load(arguments[1]).recipe).kind == "text"

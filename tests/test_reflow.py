@@ -241,7 +241,7 @@ def test_refusals(digits: sf.data.Data, teacher: Path, straight: Path, tmp_path:
 def test_a_run_stopped_before_its_first_step_begins_again_from_its_teacher(
     digits: sf.data.Data, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sfumato.training import run as running
+    from sfumato.training.engine import Course
 
     class Killed(Exception):
         pass
@@ -251,7 +251,7 @@ def test_a_run_stopped_before_its_first_step_begins_again_from_its_teacher(
 
     known = {"steps": 1, "out": tmp_path / "run", "quiet": True, "teacher": str(teacher), "pairs": 40, "lr": 1e-9} | OWN
     with monkeypatch.context() as patch:
-        patch.setattr(running._Run, "go", killed)
+        patch.setattr(Course, "go", killed)
         with pytest.raises(Killed):
             sf.train("reflow", digits, **known)
     resumed = sf.train("reflow", digits, resume=True, **known)

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sfumato import (
+        bakeoff,
         comparison,
         data,
         degradations,
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
         oracles,
         processes,
         recipes,
+        reports,
         samplers,
         schedules,
         spaces,
         testing,
         training,
+        watching,
     )
     from sfumato.comparison import compare, compare_with_ode
     from sfumato.data.grid import show
@@ -42,8 +45,9 @@ if TYPE_CHECKING:
     from sfumato.training.run import train
 
 _MODULES = {
-    "comparison", "data", "degradations", "denoisers", "energies", "grids", "guidance", "laws", "likelihood", "metrics",
-    "nets", "oracles", "processes", "recipes", "samplers", "schedules", "spaces", "testing", "training",
+    "bakeoff", "comparison", "data", "degradations", "denoisers", "energies", "grids", "guidance", "laws", "likelihood",
+    "metrics", "nets", "oracles", "processes", "recipes", "reports", "samplers", "schedules", "spaces", "testing",
+    "training", "watching",
 }  # fmt: skip
 _NAMES = {
     "sample": "sfumato.samplers",
@@ -62,10 +66,10 @@ _NAMES = {
 }
 
 __all__ = [
-    "Diffusion", "Refusal", "Stream", "Streams", "compare", "compare_with_ode", "comparison", "data", "degradations",
-    "denoisers", "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics", "nets", "oracles",
-    "processes", "recipes", "sample", "samplers", "schedules", "show", "spaces", "step_kl", "testing",
-    "train", "training", "trajectory",
+    "Diffusion", "Refusal", "Stream", "Streams", "bakeoff", "compare", "compare_with_ode", "comparison", "data",
+    "degradations", "denoisers", "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics",
+    "nets", "oracles", "processes", "recipes", "reports", "sample", "samplers", "schedules", "show", "spaces",
+    "step_kl", "testing", "train", "training", "trajectory", "watching",
 ]  # fmt: skip
 
 

@@ -1,12 +1,14 @@
 """``python -m sfumato`` and the ``sfumato`` command.
 
 The contract: a refusal is one line on standard error and exit code 2; Ctrl-C is exit code 130; a traceback is a bug.
+Under a launcher of several processes (``torchrun -m sfumato ...``) they share the work, or the first does it.
 """
 
 from __future__ import annotations
 
 import sys
 
+from sfumato import launch
 from sfumato.errors import Refusal
 
 
@@ -21,6 +23,8 @@ def run(arguments: list[str]) -> int:
 
     from sfumato.cli import app
 
+    if launch.rank() > 0 and arguments[:1] and arguments[0] not in launch.SHARED:
+        return 0
     # the base of every usage error, which Typer exports under no name of its own
     usage_error: type[Exception] = next(c for c in BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
@@ -43,7 +47,8 @@ def _line(error: BaseException) -> str:
 
 
 def _say(line: str, code: int) -> int:
-    print(f"sfumato: {line}", file=sys.stderr)
+    who = "sfumato" if launch.rank() == 0 else f"sfumato (process {launch.rank()})"
+    print(f"{who}: {line}", file=sys.stderr)
     return code
 
 

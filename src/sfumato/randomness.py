@@ -2,13 +2,16 @@
 
 The contract: the noise of a sample depends on that sample's seed alone.  With :class:`Streams` sample ``k`` owns its
 own generator, so it is bitwise the same alone, in any batch, in any order.  :class:`Stream` is one generator for a
-whole batch: training and Monte Carlo.
+whole batch: training and Monte Carlo.  With :class:`Shared` some rows of a batch get what they would get in the whole
+of it: a training step is the same whoever works on which of its rows.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -65,6 +68,64 @@ class Streams:
     def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
         """Uniform float32 numbers in [0, 1) of ``shape``; raises like :meth:`normal`."""
         return self._fill(torch.rand, shape, rows)
+
+
+@final
+@dataclass(frozen=True)
+class Share:
+    """Rows ``first .. last - 1`` of a batch of ``whole`` rows; raises :class:`Refusal` where it has none of them."""
+
+    first: int
+    last: int
+    whole: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.last <= self.whole:
+            raise Refusal(
+                f"rows {self.first}..{self.last - 1} of a batch of {self.whole}: a share needs a row at least"
+            )
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Its rows of ``[whole, ...]``."""
+        return rows[self.first : self.last]
+
+
+def split(first: int, last: int, parts: int) -> list[tuple[int, int]]:
+    """``first .. last - 1`` in ``parts`` runs, in order, whose lengths differ by one at most.
+
+    Where there is less than one for each, the last are empty.
+    """
+    n = last - first
+    ends = [first - (-k * n // parts) for k in range(parts + 1)]
+    return list(itertools.pairwise(ends))
+
+
+@final
+class Shared:
+    """What a :class:`Share`'s rows get of the draws that ``source`` makes for the whole batch.
+
+    Every draw of ``source`` is of the whole batch, so all shares see one stream; what a batch draws once for all its
+    rows is drawn from ``source`` itself.
+    """
+
+    def __init__(self, source: RNG, share: Share) -> None:
+        self.source, self.share = source, share
+
+    def _whole(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if shape[0] != len(self.share):
+            raise Refusal(f"a draw of {shape[0]} rows for a share of {len(self.share)}; draw a number for every row")
+        return (self.share.whole, *shape[1:])
+
+    def normal(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Standard normal float32 numbers of ``shape``; raises :class:`Refusal` unless it has the share's rows."""
+        return _own(self.share.of(self.source.normal(self._whole(shape))), rows)
+
+    def uniform(self, shape: tuple[int, ...], rows: Tensor | None = None) -> Tensor:
+        """Uniform float32 numbers in [0, 1) of ``shape``; raises like :meth:`normal`."""
+        return _own(self.share.of(self.source.uniform(self._whole(shape))), rows)
 
 
 @final

@@ -117,14 +117,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "snapshots of another future survive a resume",
-        "training/run.py",
-        "        forget_after(self.run, found.step)",
-        "        assert found.step >= 0",
+        "training/engine.py",
+        "        forget_after(run, step)",
+        "        assert step >= 0",
         (f"{POSTHOC}::test_resuming_gives_the_same_snapshots",),
     ),
     Mutant(
         "snapshot averages not resumed",
-        "training/run.py",
+        "training/engine.py",
         "        self.averages.load(found.averages)",
         "        assert found.averages is not None",
         (f"{POSTHOC}::test_resuming_gives_the_same_snapshots",),

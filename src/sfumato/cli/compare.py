@@ -22,6 +22,7 @@ def numbers(text: str) -> list[int]:
 
 def compare_run(run: Path, job: Job, steps: str, against_ode: bool, out: Path | None) -> None:
     """Compare, print the table, and say where everything is."""
+    from sfumato import data
     from sfumato.comparison import compare, compare_with_ode
     from sfumato.comparison.run import SOLVED
 
@@ -36,7 +37,7 @@ def compare_run(run: Path, job: Job, steps: str, against_ode: bool, out: Path | 
         )  # fmt: skip
     else:
         result = compare(
-            model, str(model.data["name"]), samplers=job.sampler or "", steps=counts, grids=job.grid, n=job.n,
+            model, data.reload(model.data), samplers=job.sampler or "", steps=counts, grids=job.grid, n=job.n,
             label=job.label, guidance=job.guidance, interval=job.interval, seed=job.seed, batch=job.batch, out=folder,
             autoguide=weak, threshold=job.threshold, tell=_tell,
         )  # fmt: skip

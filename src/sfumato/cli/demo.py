@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from sfumato.cli.verbs import measure, new_folder_for
+from sfumato.cli.evaluate import measured
+from sfumato.cli.verbs import new_folder_for
 
 
 @final
@@ -74,6 +75,7 @@ def move_aside(run: Path) -> Path | None:
 def demo_run(run: Path, demo: Demo = DEMO) -> None:
     """Train, sample, evaluate, draw, and print the commands to go on with."""
     from sfumato import data as data_sets
+    from sfumato.reports import write as write_report
     from sfumato.training.pictures import save_png
     from sfumato.training.run import train
 
@@ -90,7 +92,8 @@ def demo_run(run: Path, demo: Demo = DEMO) -> None:
     samples.save(run / "samples")
     save_png(_labelled(samples), run / "digits.png")
     save_png(_walk_strip(model, demo.seed), run / "trajectory.png")
-    measure(run, samples, data)
+    measured(run, samples, data)
+    write_report(run)
 
     print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; all of it is in {run}/")
     for name, what in _FILES:
@@ -106,11 +109,13 @@ def demo_run(run: Path, demo: Demo = DEMO) -> None:
 
 
 _FILES = (
+    ("report.html", "all of this on one page that opens offline"),
     ("digits.png", "ten samples of every class, row = class"),
     ("trajectory.png", "from noise to digits, a row per sample"),
     ("loss.png", "training and held-out loss, also by noise level"),
     ("samples/", "the evaluated samples: samples.npz (x, label), grid.png, samples.json"),
     ("metrics.jsonl", "every measure with its floor and how it was made"),
+    ("neighbours.png", "the samples nearest to training images, each beside its three nearest"),
     ("grids/", "the same seeds while training"),
     ("model.safetensors", "the weights (averaged); config.json says what they are"),
     ("checkpoints/", "to continue with --resume"),

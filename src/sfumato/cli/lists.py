@@ -26,8 +26,14 @@ def settings(builder: Callable[..., Any], given: int = 0) -> str:
     """The settings of a part with their defaults, as they are written on the command line."""
     from sfumato import spec
 
-    defaults = {name: setting.default for name, setting in spec.settings_of(builder, given).items()}
+    found = spec.settings_of(builder, given)
+    defaults = {name: "..." if s.default is inspect.Parameter.empty else s.default for name, s in found.items()}
     return spec.text("", defaults).removeprefix(":").replace(":", " ")
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in words; nothing for none."""
+    return f"{size / 1e6:.2g} MB" if size else ""
 
 
 def _recipes() -> list[Row]:
@@ -37,9 +43,9 @@ def _recipes() -> list[Row]:
 
 
 def _data() -> list[Row]:
-    from sfumato import data
+    from sfumato.data import named
 
-    return [(name, kind) for kind, sets in data.names().items() for name in sets]
+    return [(e.name, e.kind, megabytes(e.size), e.where, e.licence) for e in named.entries()]
 
 
 def _samplers() -> list[Row]:
@@ -76,6 +82,21 @@ def _nets() -> list[Row]:
     return [(name,) for name in nets.names()]
 
 
+def _metrics() -> list[Row]:
+    from sfumato.metrics.catalogue import BESIDE, METRICS
+
+    rows: list[Row] = [(m.name, m.better, m.rule, m.paper) for m in METRICS.values()]
+    return rows + [(name, "", rule, "") for name, rule in BESIDE.items()]
+
+
+def _extractors() -> list[Row]:
+    from sfumato.metrics.extractors import DEFAULTS, names, registry
+
+    usual = {name: ", ".join(kind for kind, own in DEFAULTS.items() if own == name) for name in names()}
+    builders = {name: registry.builder(name) for name in names()}
+    return [(name, usual[name], summary(each), settings(each)) for name, each in builders.items()]
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "recipes": _recipes,
     "data": _data,
@@ -83,11 +104,16 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "schedules": _schedules,
     "grids": _grids,
     "nets": _nets,
+    "metrics": _metrics,
+    "extractors": _extractors,
 }
 #: What is printed under a list of parts that have settings.
 HINTS = {
     "samplers": "evaluations and settings are those of the defaults; set them as in --sampler ddim:eta=0.5",
     "grids": "set them as in --grid karras:rho=5",
+    "data": "the licence is that of the data itself; fetched data is kept in SFUMATO_CACHE, else ~/.cache/sfumato",
+    "metrics": "choose as in sfumato eval RUN --metrics frechet,kid",
+    "extractors": "choose as in sfumato eval RUN --extractor mobilenet:size=96; a kind of data stands by its default",
 }
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sfumato import launch
 from sfumato.errors import Refusal
 
 #: What a place that is not filled yet looks like.
@@ -54,27 +55,36 @@ def show(samples: Any) -> None:
     print("-" * 40)
 
 
-def evaluate_text_run(run: Path, job: Any, out: Path | None) -> None:
+def own_text(run: Path, transform: Any) -> Any:
+    """The text that a run was trained on, cut by the run's own tokenizer: one that is learned need not come out the
+    same.  Raises :class:`Refusal` where the text has changed.
+    """
+    from sfumato.data import corpora, text
+    from sfumato.training.diffusion import read_config
+
+    config = read_config(run)
+    data = text.TextData.of(corpora.read(config["data"]["name"]), transform.tokenizer, transform.length)
+    if data.sha256 != config["data"]["sha256"]:
+        raise Refusal(f"{data.name} is not the text that {run} was trained on (its checksum differs); restore it")
+    return data
+
+
+def evaluate_text_run(run: Path, job: Any, out: Path | None) -> list[Any]:
     """Bits per character of held-out text, and what samples are like beside it; appended to ``RUN/metrics.jsonl``."""
     from dataclasses import replace
 
     from sfumato import metrics
-    from sfumato.data import corpora, text
     from sfumato.likelihood.text import bits_per_character
     from sfumato.metrics.text import evaluate_text
-    from sfumato.training.diffusion import load, read_config
 
-    config = read_config(run)
-    model = load(run, weights="raw" if job.raw else "ema", ema=job.ema, device=job.device)
-    # the run's own tokenizer: one that is learned need not come out the same
-    transform: Any = model.transform
-    data = text.TextData.of(corpora.read(config["data"]["name"]), transform.tokenizer, transform.length)
-    if data.sha256 != config["data"]["sha256"]:
-        raise Refusal(f"{data.name} is not the text that {run} was trained on (its checksum differs); restore it")
+    model = job.model(run)
+    data = own_text(run, model.transform)
     windows = min(WINDOWS, len(data.held_out))
     records = [] if model.parts.likelihood is None else [bits_per_character(model, data, windows, seed=job.seed)]
     job = replace(job, n=EVALUATED if job.n is None else job.n)
     samples = job.samples(run).noting({"run": str(run)})
+    if launch.rank() > 0:
+        return []
     if out is not None:
         samples.save(out)
         print(f"{out}: samples.txt, samples.npz, samples.json")
@@ -83,3 +93,4 @@ def evaluate_text_run(run: Path, job: Any, out: Path | None) -> None:
         file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
     print(metrics.table(records))
     print(f"appended to {run / 'metrics.jsonl'}")
+    return records

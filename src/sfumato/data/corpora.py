@@ -6,7 +6,8 @@ blank line at or after 90% of its characters (or line end, or character, where t
 text is contiguous in every piece and has the same authors, subjects and layout.
 
 An embedded text lives in ``files/NAME.txt.xz``, UTF-8 with pieces parted by a form feed, beside ``files/NAME.json``, a
-card with its source, licence and checksums; ``tools/make_NAME.py`` makes both.
+card with its source, licence and checksums; ``tools/make_NAME.py`` makes both.  A fetched text (:data:`FETCHED`) keeps
+the two parts that it was published in.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sfumato.errors import Refusal, nearest
 
 #: Where the embedded texts are.
 FILES = Path(__file__).parent / "files"
+#: Texts that are fetched when they are first used.
+FETCHED = ("moses",)
 #: One character in this many is held out.
 HELD_OUT = 10
 #: What parts the pieces of an embedded text.
@@ -41,13 +44,18 @@ class Corpus:
     sha256: str
 
 
-def names() -> tuple[str, ...]:
-    """The embedded texts."""
+def embedded() -> tuple[str, ...]:
+    """The texts that come with the package."""
     return tuple(sorted(path.name.removesuffix(".txt.xz") for path in FILES.glob("*.txt.xz")))
 
 
+def names() -> tuple[str, ...]:
+    """The embedded texts, and those that are fetched when they are first used."""
+    return (*embedded(), *FETCHED)
+
+
 def is_text(name: str | Path) -> bool:
-    """Whether ``name`` is an embedded text or the path of a ``.txt`` file."""
+    """Whether ``name`` is a text with a name or the path of a ``.txt`` file."""
     return str(name) in names() or str(name).endswith(".txt")
 
 
@@ -72,13 +80,16 @@ def join(pieces: list[str]) -> tuple[str, str]:
 
 
 def read(name: str | Path) -> Corpus:
-    """The embedded text called ``name``, or a user's ``.txt`` file (UTF-8; line ends become ``\\n``).
+    """The text called ``name``, or a user's ``.txt`` file (UTF-8; line ends become ``\\n``).
 
-    Raises :class:`Refusal` for an unknown name, a file that cannot be read, is damaged, is empty or is not UTF-8.
+    Raises :class:`Refusal` for an unknown name, a file that cannot be read, is damaged, is empty or is not UTF-8, and
+    for a text that cannot be fetched.
     """
     text = str(name)
-    if text in names():
+    if text in embedded():
         return _embedded(text)
+    if text in FETCHED:
+        return _fetched(text)
     if text.endswith(".txt"):
         return _from_file(Path(name))
     raise Refusal(f"unknown text {text!r}; {nearest(text, names())} (or the path of a .txt file)")
@@ -106,6 +117,15 @@ def _embedded(name: str) -> Corpus:
         raise Refusal(f"{path} is damaged (sha256 {found[:16]}, expected {expected[:16]}); install sfumato again")
     train, test = join(lzma.decompress(blob).decode().split(PIECE))
     return Corpus(name, train, test, source, licence, found)
+
+
+def _fetched(name: str) -> Corpus:
+    """A text of :mod:`sfumato.data.fetched`, whose two parts are the published ones."""
+    from sfumato.data import fetched
+
+    chosen = fetched.SETS[name]
+    parts = {part: array.tobytes().decode() for part, array in chosen.arrays().items()}
+    return Corpus(name, parts["train"], parts["test"], **fetched.record(chosen))
 
 
 def _from_file(path: Path) -> Corpus:

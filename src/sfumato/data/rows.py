@@ -1,11 +1,16 @@
 """What training reads: rows, any of them as a batch on the training device.
 
 The contract: ``batch(index)`` is a function of the index alone, so a resumed run reads what the interrupted one would
-have read.
+have read.  Rows that take time to read say ``ready = k``: :func:`ahead` then keeps ``k`` batches ready, read in order
+by one thread of their own.  Rows that are quickest to read in an order of their own (shards) give it: ``order(seed)``,
+with ``batch(step, size)`` for the indices of every batch; all others are shuffled over the whole epoch.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -64,3 +69,25 @@ class Dataset:
         """The rows at ``index``, on the training device."""
         rows = {"x": self.x[index].to(self.device)}
         return rows if self.label is None else rows | {"label": self.label[index].to(self.device)}
+
+
+def ahead(rows: Rows, indices: Iterator[Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The batches at ``indices``, in order, while the next ``rows.ready`` of them (none unless it says so) are read.
+
+    What reading raises is raised where its batch is due.  One thread reads, so ``batch`` is never called twice at once.
+    """
+    count = int(getattr(rows, "ready", 0))
+    if count < 1:
+        yield from map(rows.batch, indices)
+        return
+    pool = ThreadPoolExecutor(1, thread_name_prefix="rows")
+    waiting: deque[Future[dict[str, Tensor]]] = deque()
+    try:
+        for index in indices:
+            waiting.append(pool.submit(rows.batch, index))
+            if len(waiting) > count:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

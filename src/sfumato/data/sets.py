@@ -6,17 +6,23 @@ have one shape; nothing here changes after it is made, so two loads of one name 
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from sfumato.data.report import Report
+from sfumato.data.options import Options
+from sfumato.data.report import Reading, Report
 from sfumato.data.rows import Dataset
 from sfumato.data.transforms import Transform, Uint8Image
 from sfumato.errors import Refusal, nearest
+
+#: A page shows this many classes.
+PAGE_ROWS = 40
 
 
 @final
@@ -42,7 +48,10 @@ class Split:
 @final
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A named data set.  ``load(data.name)`` gives it again (for a file, the name is its absolute path)."""
+    """A named data set.  ``load(data.name, data.options)`` gives it again (a file's name is its absolute path).
+
+    ``reading``: what was found in a user's files, and what was done to them.
+    """
 
     name: str
     train: Split
@@ -52,6 +61,8 @@ class Data:
     source: str
     licence: str
     sha256: str
+    options: Options = Options()
+    reading: Reading = Reading()
     kind: ClassVar[str] = "images"
 
     @property
@@ -95,11 +106,26 @@ class Data:
             "source": self.source,
             "licence": self.licence,
             "sha256": self.sha256,
+            "options": self.options.to_json(),
+            "notes": dict(self.reading.notes),
         }
 
+    def pictures(self) -> list[tuple[str, bytes]]:
+        """PNG files for a page, each with its title: training images, held-out images."""
+        from sfumato.data.sheets import sheet
+
+        found = []
+        for title, split in (("Training images", self.train), ("Held-out images", self.test)):
+            image = io.BytesIO()
+            sheet(split, rows=PAGE_ROWS).save(image, format="PNG")
+            rows = f", a row for each class (the first {PAGE_ROWS})" if len(self.classes) > PAGE_ROWS else ""
+            found.append((title + (rows or (", a row for each class" if self.classes else "")), image.getvalue()))
+        return found
+
     def report(self) -> Report:
-        """Count, shape, range, classes with their counts, source and licence."""
+        """Count, shape, range, copies, classes with their counts, source and licence, and how files were read."""
         splits = (self.train, self.test)
+        copies, leaked = repeats(self.train.x, self.test.x)
         pixels = sum(split.x.numel() for split in splits)
         return Report(
             name=self.name,
@@ -113,7 +139,18 @@ class Data:
             classes=self.classes,
             train_counts=self.train.counts(len(self.classes)),
             test_counts=self.test.counts(len(self.classes)),
+            copies=copies,
+            leaked=leaked,
             source=self.source,
             licence=self.licence,
             sha256=self.sha256,
+            options=str(self.options),
+            reading=self.reading,
         )
+
+
+def repeats(train: UInt8[Tensor, "n c h w"], test: UInt8[Tensor, "m c h w"]) -> tuple[int, int]:
+    """How many of all images repeat an earlier one, pixel for pixel, and how many held-out ones are trained on, too."""
+    shown = {blake2b(image, digest_size=16).digest() for image in train.contiguous().numpy()}
+    held = [blake2b(image, digest_size=16).digest() for image in test.contiguous().numpy()]
+    return len(train) + len(held) - len(shown.union(held)), sum(image in shown for image in held)

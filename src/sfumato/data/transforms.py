@@ -111,11 +111,25 @@ def _points(data: str) -> Transform:
     return PointTransform(data)
 
 
+def _table(columns: Any, label: Any) -> Transform:
+    from sfumato.data.table_transform import TableTransform
+
+    return TableTransform.stored(columns, label)
+
+
+def _series(**settings: Any) -> Transform:
+    from sfumato.data.series_transform import SeriesTransform
+
+    return SeriesTransform.stored(**settings)
+
+
 #: What rebuilds every transform, by the name that its ``to_json`` writes.
 TRANSFORMS: dict[str, Callable[..., Transform]] = {
     "uint8-image": Uint8Image,
     "text": TextTransform.stored,
     "points": _points,
+    "table": _table,
+    "series": _series,
 }
 
 

@@ -93,9 +93,13 @@ class DigitNet:
         return torch.cat([self._batch(prepare(part)) for part in torch.split(x, batch)])
 
     @torch.no_grad()
+    def logits(self, features: Float[Tensor, "n 96"]) -> Float[Tensor, "n 10"]:
+        """What the classifier says of the ten digits."""
+        return F.linear(features, self.weights["linear.weight"], self.weights["linear.bias"])
+
     def classify(self, features: Float[Tensor, "n 96"]) -> Int64[Tensor, " n"]:
         """The class of every feature vector, 0..9."""
-        return F.linear(features, self.weights["linear.weight"], self.weights["linear.bias"]).argmax(1)
+        return self.logits(features).argmax(1)
 
     def predict(self, x: Images) -> Int64[Tensor, " n"]:
         """The class of every image, 0..9."""

@@ -1,11 +1,16 @@
 """Distances between two sets of feature vectors, in float64, with no network in sight.
 
+The contract: every function is of the features alone, refuses what is not finite, and works through blocks of
+:data:`ROWS` rows, so that its memory is ``O(ROWS (n + m) + (n + m) d)`` at any n and m.
+
 * :func:`frechet_distance`: ``|m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)``, the squared 2-Wasserstein distance of
   the two Gaussians with the sets' means and (unbiased) covariances.  Heusel et al. 2017, arXiv 1706.08500, eq. 6.
 * :func:`kernel_distance`: the unbiased estimate of MMD^2 with ``k(x, y) = (x.y / d + 1)^3``; 0 on average, and negative
   half of the time, for two sets of one law.  Binkowski et al. 2018, arXiv 1801.01401, section 4.
-* :func:`precision_recall`: the share of one set that lies within a ball around a member of the other, its radius that
-  member's distance to its k-th neighbour.  Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 1-2.
+* :func:`frechet_error`: the standard error of the Fréchet distance over the draw of its first set, by the delta method.
+
+Neighbours are in :mod:`sfumato.metrics.manifolds`, other kernels in :mod:`sfumato.metrics.kernels`, projections in
+:mod:`sfumato.metrics.sliced`, what classifiers say in :mod:`sfumato.metrics.scores`.
 """
 
 from __future__ import annotations
@@ -24,6 +29,15 @@ ROWS = 1000
 
 
 @final
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error over the draw of the samples, the reference held fixed (None: not known)."""
+
+    value: float
+    error: float | None = None
+
+
+@final
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Mean ``[d]`` and covariance ``[d, d]`` (divided by n - 1) of ``n`` feature vectors, float64."""
@@ -32,7 +46,7 @@ class Moments:
     covariance: Float64[Tensor, "d d"]
 
 
-def _checked(features: Float[Tensor, "n d"], least: int) -> Float64[Tensor, "n d"]:
+def checked(features: Float[Tensor, "n d"], least: int) -> Float64[Tensor, "n d"]:
     """The features in float64; refuses fewer than ``least`` rows, and non-finite values."""
     if features.ndim != 2 or len(features) < least:
         raise Refusal(f"features have shape {list(features.shape)}; give [n, d] with n at least {least}")
@@ -41,16 +55,16 @@ def _checked(features: Float[Tensor, "n d"], least: int) -> Float64[Tensor, "n d
     return features.detach().to("cpu", torch.float64)
 
 
-def _pair(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"], least: int) -> tuple[Tensor, Tensor]:
+def pair(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"], least: int) -> tuple[Tensor, Tensor]:
     """Both sets, checked, of one dimension."""
     if a.shape[-1] != b.shape[-1]:
         raise Refusal(f"features have {a.shape[-1]} and {b.shape[-1]} dimensions; take both from one extractor")
-    return _checked(a, least), _checked(b, least)
+    return checked(a, least), checked(b, least)
 
 
 def moments(features: Float[Tensor, "n d"]) -> Moments:
     """Mean and unbiased covariance of ``[n, d]`` features.  Raises :class:`Refusal` for n < 2 or non-finite values."""
-    x = _checked(features, 2)
+    x = checked(features, 2)
     mean = x.mean(0)
     centred = x - mean
     return Moments(mean, centred.mT @ centred / (len(x) - 1))
@@ -79,8 +93,32 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"]) -> float:
         n, d = features.shape
         if n < d + 1:
             raise Refusal(f"n = {n} images for {d} features; the Fréchet distance needs at least {d + 1}")
-    a, b = _pair(a, b, 2)
+    a, b = pair(a, b, 2)
     return frechet_from_moments(moments(a), moments(b))
+
+
+def frechet_error(features: Float[Tensor, "n d"], reference: Moments) -> float:
+    """The standard error of ``frechet_distance(features, reference)`` over independent draws of the features.
+
+    The delta method: to first order the distance is a mean over the samples of its influence function
+
+    ``2 (m - m_r).y + y.(I - T) y``,  ``y = x - m``,  ``T = C_r^(1/2) (C_r^(1/2) C C_r^(1/2))^(-1/2) C_r^(1/2)``,
+
+    with ``T`` the linear map of the optimal transport from one Gaussian to the other (van der Vaart 1998, chapter 20).
+    Directions in which either covariance is nothing but rounding are left out.
+    """
+    x = checked(features, 2)
+    own = moments(x)
+    values, vectors = torch.linalg.eigh(reference.covariance)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
+    between, turn = torch.linalg.eigh(root @ own.covariance @ root)
+    small = between.max().clamp_min(1e-300) * len(between) * 1e-15
+    inverse = torch.where(between > small, between.clamp_min(small).rsqrt(), torch.zeros_like(between))
+    half = turn.mT @ root
+    transport = half.mT * inverse @ half
+    y = x - own.mean
+    influence = 2 * (y @ (own.mean - reference.mean)) + y.square().sum(1) - ((y @ transport) * y).sum(1)
+    return float(influence.std() / len(x) ** 0.5)
 
 
 def _kernel_sum(a: Float64[Tensor, "n d"], b: Float64[Tensor, "m d"]) -> float:
@@ -92,41 +130,18 @@ def _kernel_sum(a: Float64[Tensor, "n d"], b: Float64[Tensor, "m d"]) -> float:
 
 def kernel_within(x: Float[Tensor, "n d"]) -> float:
     """The mean kernel between two different members of one set: the set's own term of :func:`kernel_distance`."""
-    x = _checked(x, 2)
+    x = checked(x, 2)
     diagonal = float((x.square().sum(1) / x.shape[1] + 1).pow(3).sum())
     return (_kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
 
 
 def kernel_between(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"]) -> float:
     """The mean kernel between a member of ``a`` and a member of ``b``."""
-    a, b = _pair(a, b, 1)
+    a, b = pair(a, b, 1)
     return _kernel_sum(a, b) / (len(a) * len(b))
 
 
 def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m _"]) -> float:
     """The unbiased MMD^2 of two feature sets with the cubic polynomial kernel, over all pairs (no subsets)."""
-    a, b = _pair(a, b, 2)
+    a, b = pair(a, b, 2)
     return kernel_within(a) + kernel_within(b) - 2 * kernel_between(a, b)
-
-
-def _radii(x: Float64[Tensor, "n d"], k: int) -> Float64[Tensor, " n"]:
-    """The distance of every vector to its k-th nearest other vector."""
-    return torch.cat([torch.cdist(rows, x).kthvalue(k + 1, dim=1).values for rows in torch.split(x, ROWS)])
-
-
-def _covered(x: Float64[Tensor, "n d"], centres: Float64[Tensor, "m d"], radii: Float64[Tensor, " m"]) -> float:
-    """The share of ``x`` within the radius of any centre."""
-    inside = [(torch.cdist(rows, centres) <= radii).any(1) for rows in torch.split(x, ROWS)]
-    return float(torch.cat(inside).double().mean())
-
-
-def precision_recall(real: Float[Tensor, "n d"], generated: Float[Tensor, "m _"], k: int = 3) -> tuple[float, float]:
-    """(precision, recall): the share of generated within the real manifold, and of real within the generated one.
-
-    Both fall as their set grows sparse, so compare only at equal n and m.  Raises :class:`Refusal` unless each set has
-    more than ``k`` vectors.
-    """
-    if k < 1:
-        raise Refusal(f"k = {k} neighbours; the paper takes 3")
-    real, generated = _pair(real, generated, k + 1)
-    return _covered(generated, real, _radii(real, k)), _covered(real, generated, _radii(generated, k))

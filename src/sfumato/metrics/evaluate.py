@@ -1,54 +1,37 @@
-"""Measure samples against a data set: every metric as a record, with the floor that real images reach.
+"""Measure samples against a data set: every metric as a record, with the floor that real samples reach.
 
-The contract: the floor is the same computation, at the same n, with real images in the samples' place.  For
-``frechet``, ``kernel``, ``precision`` and ``recall`` these are n training images, the mean over up to 5 disjoint sets
-drawn by a fixed seed (for ``kernel``, whose mean is 0, the root mean square); for ``label-accuracy`` and ``copy-rate``
-they are held-out images, since the classifier and the copies both know the training images.  Everything is a function
-of its arguments: the same samples give the same records.
+The contract: the floor is the same computation, at the same n, with real samples in the samples' place.  For the
+metrics of features these are n training samples, the mean over up to 5 disjoint sets drawn by a fixed seed (for
+distances whose mean is 0, the root mean square); for ``label-accuracy`` and ``copy-rate`` they are held-out images,
+since the classifier and the copies both know the training images.  Everything is a function of its arguments: the same
+samples give the same records.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from sfumato import __version__
-from sfumato.data.sets import Data, Split
 from sfumato.errors import Refusal
-from sfumato.metrics import copies
-from sfumato.metrics.classifier import DIMENSION, DigitNet, Images, digit_net, preparation
-from sfumato.metrics.distances import (
-    Moments,
-    frechet_from_moments,
-    kernel_between,
-    kernel_within,
-    moments,
-    precision_recall,
-)
+from sfumato.metrics import catalogue, copies, units
+from sfumato.metrics.catalogue import METRICS, Target
+from sfumato.metrics.distances import Estimate
+from sfumato.metrics.extractors import DEFAULTS, Digits, Extractor, get
 from sfumato.metrics.records import Record
 
 #: What ``label-accuracy`` can be measured for: the classes that the classifier knows.
 DIGITS = tuple(str(k) for k in range(10))
-#: The neighbours of the precision and recall manifolds.
-K = 3
 #: At most this many held-out images calibrate the copy rule.
 CALIBRATION = 2000
-#: The floor is the mean over this many disjoint sets of training images, where there are enough.
+#: The floor is the mean over this many disjoint sets of training samples, where there are enough.
 DRAWS = 5
-#: Of the metrics that compare two sets of features: the better direction, whether the reference is the whole test split
-#: (else ``part`` of it), and the rule.
-RULES = {
-    "frechet": ("lower", True, "Fréchet distance of the features' Gaussians (unbiased covariances)"),
-    "kernel": ("lower", True, "unbiased MMD^2, kernel (x.y/d + 1)^3, all pairs"),
-    "precision": ("higher", False, f"share of samples within the reference's {K}-nearest-neighbour manifold"),
-    "recall": ("higher", False, f"share of the reference within the samples' {K}-nearest-neighbour manifold"),
-}
 #: What ``generated`` must say; a value may be None where it is not known.
 REQUIRED = ("sampler", "nfe", "seed")
 
@@ -64,22 +47,48 @@ def made(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in KEPT} | {"nfe": float(record["nfe"]), "seed": record["seeds"][0]}
 
 
-def limits(data: Data) -> tuple[int, int]:
-    """The fewest and the most samples that can be evaluated: above the feature dimension, and at most the training set.
+def evaluate_with(
+    data: Any, extractor: Extractor | str | None, names: Sequence[str] | None
+) -> tuple[Extractor, list[str]]:
+    """The extractor and the metrics for a data set: those of its kind where none are given.
+
+    Raises :class:`Refusal` for what does not go with it.
+    """
+    units.form(data.kind)
+    chosen = DEFAULTS[data.kind] if extractor is None else extractor
+    found = get(chosen, data.kind) if isinstance(chosen, str) else chosen
+    asked = catalogue.DEFAULTS[data.kind] if names is None else catalogue.read(",".join(names))
+    labelled = data.kind == "images" and data.classes == DIGITS and isinstance(found, Digits)
+    if names is not None and "label-accuracy" in asked and not labelled:
+        raise Refusal(f"label-accuracy is of the ten digits seen by digit-net, not {data.name} by {found.name}")
+    if names is not None and "copy-rate" in asked and data.kind != "images":
+        raise Refusal(f"copy-rate is of images, {data.name} holds {data.kind}; leave it out")
+    return found, [name for name in asked if labelled or name != "label-accuracy"]
+
+
+def fitting(data: Any, extractor: Extractor | str | None = None) -> tuple[list[str], list[str]]:
+    """The metrics of a kind of data that a set is large enough for, and those that it is too small for."""
+    found, names = evaluate_with(data, extractor, None)
+    real = [units.form(data.kind).real(data, split) for split in ("train", "test")]
+    d, most = found.dimension(real[0]), min(map(len, real))
+    large = [name for name in names if catalogue.least([name], d) <= most]
+    return large, [name for name in names if name not in large]
+
+
+def limits(data: Any, extractor: Extractor | str | None = None, names: Sequence[str] | None = None) -> tuple[int, int]:
+    """The fewest and the most samples that can be evaluated: enough for every metric, and at most the training set.
 
     Raises :class:`Refusal` where the data set itself is too small.
     """
-    least, most = DIMENSION + 1, len(data.train)
-    if len(data.test) < least or most < least:
+    found, chosen = evaluate_with(data, extractor, names)
+    train, test = (units.form(data.kind).real(data, split) for split in ("train", "test"))
+    least = catalogue.least(chosen, found.dimension(train))
+    if len(test) < least or len(train) < least:
         raise Refusal(
-            f"{data.name} has {most} train and {len(data.test)} test images; the metrics need at least {least} of each"
+            f"{data.name} has {len(train)} train and {len(test)} test {data.kind}; the metrics need at least {least} "
+            "of each: leave frechet out, or give more data"
         )
-    return least, most
-
-
-def _pictures(split: Split) -> UInt8[Tensor, "n h w"] | UInt8[Tensor, "n h w c"]:
-    """A split's images in the user's layout."""
-    return split.x[:, 0] if split.x.shape[1] == 1 else split.x.permute(0, 2, 3, 1)
+    return least, len(train)
 
 
 def _some(size: int, n: int) -> Int64[Tensor, " n"]:
@@ -87,144 +96,220 @@ def _some(size: int, n: int) -> Int64[Tensor, " n"]:
     return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:n]
 
 
+def real_features(extractor: Extractor, x: Any) -> Float[Tensor, "n d"]:
+    """The features of real samples; those of a heavy extractor are kept in the cache, by the contents of ``x``."""
+    if not extractor.heavy:
+        return extractor.features(x)
+    from sfumato.fetch import cache
+    from sfumato.training.files import make_folder, pack_tensors, unpack_tensors, write_bytes
+
+    pixels = hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+    parts = (extractor.name, extractor.sha256, extractor.preparation(x), str(list(x.shape)), pixels)
+    path = cache() / "features" / f"{hashlib.sha256('/'.join(parts).encode()).hexdigest()}.safetensors"
+    if path.is_file():
+        try:
+            return unpack_tensors(path)["features"]
+        except Refusal:
+            path.unlink()  # it is made again
+    found = extractor.features(x)
+    make_folder(path.parent)
+    write_bytes(path, pack_tensors({"features": found}))
+    return found
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Reference:
     """What n samples are measured against; make it once to measure many sets of one n.
 
-    ``test``: features of the whole test split, with their ``moments`` and ``within`` (the kernel distance's own term);
-    ``part``: the rows of the test split that precision, recall and label accuracy use, ``min(n, n_test)`` of them;
-    ``floor`` and ``floor_rule``: what real images give; ``held_out``: copy scores of test images.
+    ``names``: the metrics; ``target``: the features of the test split; ``scale``: the mean and the deviation that
+    features are standardised by, where the extractor asks for it; ``floor`` and ``floor_rule``: what real samples give;
+    ``held_out``: copy scores of test images (None where copies are not asked for).
     """
 
-    data: Data
+    data: Any
     n: int
-    net: DigitNet
-    test: Float32[Tensor, "n_test d"]
-    moments: Moments
-    within: float
-    part: Int64[Tensor, " n_part"]
+    names: tuple[str, ...]
+    target: Target
+    scale: tuple[Float[Tensor, " d"], Float[Tensor, " d"]] | None
     floor: Mapping[str, float]
     floor_rule: str
-    held_out: Float32[Tensor, " n_held"]
+    held_out: Float32[Tensor, " n_held"] | None
 
     @staticmethod
-    def of(data: Data, n: int) -> Reference:
-        """The reference for n samples.  Raises :class:`Refusal` for n outside :func:`limits`."""
-        least, most = limits(data)
+    def of(
+        data: Any, n: int, *, extractor: Extractor | str | None = None, names: Sequence[str] | None = None
+    ) -> Reference:
+        """The reference for n samples, seen by an extractor (by name, as in ``"mobilenet:size=96"``).
+
+        Raises :class:`Refusal` for n outside :func:`limits`, and metrics that do not go with the data.
+        """
+        found, chosen = evaluate_with(data, extractor, names)
+        least, most = limits(data, found, names)
         if not least <= n <= most:
             raise Refusal(
-                f"n = {n} samples; {data.name} can be evaluated with {least}..{most} (above the {DIMENSION} features, "
-                "and no more than the training images that give the floor)"
+                f"n = {n} samples; {data.name} can be evaluated with {least}..{most} (enough for every metric, and no "
+                "more than the training set that gives the floor)"
             )
-        net = digit_net()
-        train, test = _pictures(data.train), _pictures(data.test)
-        draws = min(DRAWS, most // n)
-        features = net.features(test)
+        train, test = (units.form(data.kind).real(data, split) for split in ("train", "test"))
+        features = real_features(found, test)
+        scale = catalogue.standardised(features) if found.standardised else None
+        draws = 1 if found.heavy else min(DRAWS, most // n)
+        sets = f"{draws} disjoint sets of n training {data.kind}"
         bare = Reference(
             data=data,
             n=n,
-            net=net,
-            test=features,
-            moments=moments(features),
-            within=kernel_within(features),
-            part=_some(len(test), n),
+            names=tuple(chosen),
+            target=Target(_scaled(features, scale), _some(len(test), n), found),
+            scale=scale,
             floor={},
-            floor_rule=f"mean over {draws} disjoint sets of n training images (kernel: root mean square)",
-            held_out=copies.copy_scores(test[_some(len(test), CALIBRATION)], train),
+            floor_rule=f"mean over {sets} (kernels: root mean square)",
+            held_out=copies.copy_scores(units.take(test, _some(len(test), CALIBRATION)), train)
+            if "copy-rate" in chosen
+            else None,
         )
-        sets = _some(most, draws * n).reshape(draws, n)
-        found = [bare.compare(net.features(train[rows])) for rows in sets]
-        floor = {name: sum(f[name] for f in found) / draws for name in RULES}
-        floor["kernel"] = math.sqrt(sum(f["kernel"] ** 2 for f in found) / draws)
+        rows = _some(most, draws * n).reshape(draws, n)
+        values = [bare.compare(real_features(found, units.take(train, part))) for part in rows]
+        floor = {name: METRICS[name].floor([v[name].value for v in values]) for name in values[0]}
         return replace(bare, floor=floor)
 
-    def compare(self, features: Float32[Tensor, "n d"]) -> dict[str, float]:
-        """The metrics that compare two sets of features: Fréchet, kernel, precision, recall."""
-        precision, recall = precision_recall(self.test[self.part], features, K)
-        return {
-            "frechet": frechet_from_moments(moments(features), self.moments),
-            "kernel": kernel_within(features) + self.within - 2 * kernel_between(features, self.test),
-            "precision": precision,
-            "recall": recall,
-        }
+    @property
+    def extractor(self) -> Extractor:
+        """What looks at the samples."""
+        return self.target.extractor
+
+    def compare(self, features: Float[Tensor, "n d"]) -> dict[str, Estimate]:
+        """The metrics of features, of those that were asked for."""
+        scaled = _scaled(features, self.scale)
+        return {name: METRICS[name].measure(scaled, self.target) for name in self.names if name in METRICS}
+
+
+def _scaled(features: Float[Tensor, "n d"], scale: tuple[Tensor, Tensor] | None) -> Float[Tensor, "n d"]:
+    return features if scale is None else (features - scale[0]) / scale[1]
+
+
+def _share(hits: Tensor) -> Estimate:
+    """A share with its binomial standard error."""
+    p = float(hits.double().mean())
+    return Estimate(p, (p * (1 - p) / len(hits)) ** 0.5)
+
+
+def _checked(x: Any, label: Tensor | None, r: Reference) -> Any:
+    """The samples in the form that extractors read; refuses those of another form, number or labelling."""
+    real, form = units.form(r.data.kind).real(r.data, "test"), units.form(r.data.kind)
+    given = form.made(r.data, x)
+    if units.like(given) != units.like(real):
+        raise Refusal(
+            f"samples are {units.like(given)}, {r.data.name} is {units.like(real)}; give them in the data's units"
+        )
+    if len(given) != r.n:
+        raise Refusal(f"{len(given)} samples for a reference of n = {r.n}; make the reference for {len(given)}")
+    if label is not None and (
+        label.shape != (len(given),) or int(label.min()) < 0 or int(label.max()) >= len(r.data.classes)
+    ):
+        raise Refusal(f"label of shape {list(label.shape)} for {len(given)} samples; give one class index for each")
+    return given
 
 
 def measure(
-    x: Images, label: Int64[Tensor, " _"] | None, reference: Reference, *, generated: Mapping[str, Any]
+    x: Any, label: Int64[Tensor, " _"] | None, reference: Reference, *, generated: Mapping[str, Any]
 ) -> list[Record]:
     """Measure n samples against a prepared reference; see :func:`evaluate`."""
-    r, data = reference, reference.data
+    r, data, extractor = reference, reference.data, reference.extractor
     missing = [key for key in REQUIRED if key not in generated]
     if missing:
         raise Refusal(f"generated lacks {', '.join(missing)}; say how the samples were made (None where not known)")
-    real = _pictures(data.train)
-    if x.dtype != torch.uint8 or x.shape[1:] != real.shape[1:]:
-        what = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape[1:])}"
-        raise Refusal(f"samples are {what}, {data.name} is uint8 {list(real.shape[1:])}; give them in the data's units")
-    if len(x) != r.n:
-        raise Refusal(f"{len(x)} samples for a reference of n = {r.n}; make the reference for {len(x)}")
-    if label is not None and (
-        label.shape != (len(x),) or int(label.min()) < 0 or int(label.max()) >= len(data.classes)
-    ):
-        raise Refusal(f"label of shape {list(label.shape)} for {len(x)} samples; give one class index for each")
+    given = _checked(x, label, r)
     known = {"sampler", "steps", "nfe", "seed", "guidance"}
-    colour = real.ndim == 4
-
-    def record(name: str, value: float, floor: float, better: str, n_ref: int, rule: str, floor_rule: str) -> Record:
-        seen = name != "copy-rate"
-        return Record(
-            name=name,
-            value=value,
-            floor=floor,
-            better=better,
-            n=len(x),
-            n_ref=n_ref,
-            reference=f"{data.name}/{'test' if seen else 'train'}",
-            data_sha256=data.sha256,
-            rule=rule,
-            floor_rule=floor_rule,
-            extractor="digit-net" if seen else "pixels",
-            extractor_sha256=r.net.sha256 if seen else "",
-            preparation=preparation(real.shape[1], real.shape[2], colour) if seen else "none",
-            sampler=generated["sampler"],
-            steps=generated.get("steps"),
-            nfe=generated["nfe"],
-            seed=generated["seed"],
-            guidance=generated.get("guidance"),
-            version=__version__,
-            settings={key: value for key, value in generated.items() if key not in known},
-        )
-
-    features = r.net.features(x)
-    records = [
-        record(name, value, r.floor[name], better, len(r.test) if whole else len(r.part), rule, r.floor_rule)
-        for (name, value), (better, whole, rule) in zip(r.compare(features).items(), RULES.values(), strict=True)
-    ]
-    if label is not None and data.classes == DIGITS and data.test.label is not None:
-        accuracy = float((r.net.classify(features) == label).double().mean())
-        real_accuracy = float((r.net.classify(r.test[r.part]) == data.test.label[r.part]).double().mean())
-        rule = "share of samples that the classifier gives the label they were asked for"
-        held = "the classifier on the reference images"
-        records.append(record("label-accuracy", accuracy, real_accuracy, "higher", len(r.part), rule, held))
-    threshold = copies.copy_threshold(r.held_out)
-    rate = copies.copy_rate(copies.copy_scores(x, real), threshold)
-    rule = (
-        "share of samples whose distance to the nearest training image, over the mean of the "
-        f"{copies.NEIGHBOURS} nearest, is below the {copies.HELD_OUT_RATE:.0%} quantile of "
-        f"{len(r.held_out)} held-out images"
+    blind = Record(
+        name="",
+        value=0.0,
+        floor=0.0,
+        better="",
+        n=len(given),
+        n_ref=0,
+        reference=f"{data.name}/test",
+        data_sha256=data.sha256,
+        rule="",
+        floor_rule=r.floor_rule,
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        preparation=_preparation(extractor, given),
+        sampler=generated["sampler"],
+        steps=generated.get("steps"),
+        nfe=generated["nfe"],
+        seed=generated["seed"],
+        guidance=generated.get("guidance"),
+        version=__version__,
+        settings={key: value for key, value in generated.items() if key not in known},
     )
-    held = f"the same rule on these {len(r.held_out)} held-out images"
-    records.append(record("copy-rate", rate, copies.copy_rate(r.held_out, threshold), "lower", len(real), rule, held))
+    features = extractor.features(given)
+    sizes = {"whole": len(r.target.features), "part": len(r.target.part), "none": 0}
+    records = []
+    for name, found in r.compare(features).items():
+        metric = METRICS[name]
+        error = found.error if metric.error is None else metric.error(_scaled(features, r.scale), r.target)
+        records.append(
+            replace(
+                blind, name=name, value=found.value, error=error, floor=r.floor[name], better=metric.better,
+                n_ref=sizes[metric.scope], rule=metric.rule,
+            )
+        )  # fmt: skip
+    if "label-accuracy" in r.names and label is not None and data.classes == DIGITS and data.test.label is not None:
+        records.append(_accuracy(blind, features, label, r))
+    if r.held_out is not None:
+        records.append(_copies(blind, given, r, r.held_out))
     return records
 
 
-def evaluate(x: Images, label: Int64[Tensor, " _"] | None, data: Data, *, generated: Mapping[str, Any]) -> list[Record]:
-    """Measure n samples: ``frechet``, ``kernel``, ``precision``, ``recall``, ``label-accuracy``, ``copy-rate``.
+def _preparation(extractor: Extractor, x: Any) -> str:
+    """What is done to samples, and to features, before they are compared."""
+    scaled = ["standardised over the reference"] if extractor.standardised else []
+    steps = [step for step in (extractor.preparation(x), *scaled) if step != "none"]
+    return ", ".join(steps) or "none"
 
-    ``x``: uint8 ``[n, h, w]`` or ``[n, h, w, 3]``, in the data's own size; ``label``: the class index that each was
-    asked for (None: no label accuracy; nor is there one unless the classes are the ten digits).  ``generated`` says how
-    the samples were made: ``sampler``, ``nfe`` and ``seed`` (None where not known), and whatever else is to be kept.
-    Raises :class:`Refusal` for n outside :func:`limits`, and for samples in other units than the data.
+
+def _accuracy(blind: Record, features: Tensor, label: Tensor, r: Reference) -> Record:
+    """The share of samples that get the label they were asked for."""
+    net = r.extractor
+    assert isinstance(net, Digits)
+    found = _share(net.logits(features).argmax(1) == label)
+    real = _share(net.logits(r.target.near).argmax(1) == r.data.test.label[r.target.part])
+    return replace(
+        blind, name="label-accuracy", value=found.value, error=found.error, floor=real.value, better="higher",
+        n_ref=len(r.target.part), rule="share of samples that the classifier gives the label they were asked for",
+        floor_rule="the classifier on the reference images",
+    )  # fmt: skip
+
+
+def _copies(blind: Record, x: Tensor, r: Reference, held_out: Tensor) -> Record:
+    """The share of samples that stand too near to a training image."""
+    train = units.form(r.data.kind).real(r.data, "train")
+    threshold = copies.copy_threshold(held_out)
+    found = _share(copies.copy_scores(x, train) < threshold)
+    return replace(
+        blind, name="copy-rate", value=found.value, error=found.error,
+        floor=copies.copy_rate(held_out, threshold), better="lower", n_ref=len(train),
+        reference=f"{r.data.name}/train", extractor="pixels", extractor_sha256="", preparation="none",
+        rule="share of samples whose distance to the nearest training image, over the mean of the "
+        f"{copies.NEIGHBOURS} nearest, is below the {copies.HELD_OUT_RATE:.0%} quantile of "
+        f"{len(held_out)} held-out images",
+        floor_rule=f"the same rule on these {len(held_out)} held-out images",
+    )  # fmt: skip
+
+
+def evaluate(
+    x: Any, label: Int64[Tensor, " _"] | None, data: Any, *, generated: Mapping[str, Any],
+    extractor: Extractor | str | None = None, names: Sequence[str] | None = None,
+) -> list[Record]:  # fmt: skip
+    """Measure n samples: by default ``frechet``, ``kernel``, ``precision``, ``recall``, ``label-accuracy``,
+    ``copy-rate``.
+
+    ``x``: samples in the data's own units (images: uint8 ``[n, h, w]`` or ``[n, h, w, 3]``, in the data's size);
+    ``label``: the class index that each was asked for (None: no label accuracy; nor is there one unless the classes
+    are the ten digits).  ``generated`` says how the samples were made: ``sampler``, ``nfe`` and ``seed`` (None where
+    not known), and whatever else is to be kept.  ``extractor`` and ``names``: what looks at them and which metrics
+    (:mod:`sfumato.metrics.extractors`, :mod:`sfumato.metrics.catalogue`).  Raises :class:`Refusal` for n outside
+    :func:`limits`, and for samples in other units than the data.
     """
-    return measure(x, label, Reference.of(data, len(x)), generated=generated)
+    return measure(x, label, Reference.of(data, len(x), extractor=extractor, names=names), generated=generated)

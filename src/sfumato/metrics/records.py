@@ -27,6 +27,7 @@ class Record:
     the direction of improvement, ``"lower"`` or ``"higher"``.  The rest says what looked at the images
     (``extractor``, its checksum, the ``preparation`` of the pixels) and how the samples were made: ``sampler``,
     ``steps``, ``nfe`` (network evaluations per sample), ``seed``, ``guidance``, and any ``settings`` beside them.
+    ``error`` is the standard error of the value over the draw of the samples, None where it is not known.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Record:
     guidance: float | int | None
     version: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    error: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -63,7 +65,7 @@ class Record:
     def from_json(stored: Mapping[str, Any]) -> Record:
         """The record that ``to_json`` wrote.  Raises :class:`Refusal` for missing or unknown entries."""
         known = {f.name for f in fields(Record)}
-        wrong = sorted(known ^ set(stored))
+        wrong = sorted(known ^ {"error", *stored})  # records were first stored without errors
         if wrong:
             raise Refusal(f"not a metric record: {', '.join(wrong)} missing or unknown; evaluate again")
         return Record(**stored)
@@ -117,7 +119,8 @@ def _row(r: Record) -> tuple[str, ...]:
     """The cells of one record."""
     ratio = f"{r.ratio:.2f}" if r.ratio == r.ratio else "-"
     name = f"{r.name} {ARROWS.get(r.better, '')}"
-    return name, f"{r.value:.4g}", f"{r.floor:.4g}", ratio, f"{r.n:,}", f"{r.reference} ({r.n_ref:,})"
+    error = "" if r.error is None else f" \u00b1{r.error:.1g}"
+    return name, f"{r.value:.4g}{error}", f"{r.floor:.4g}", ratio, f"{r.n:,}", f"{r.reference} ({r.n_ref:,})"
 
 
 def table(records: Iterable[Record]) -> str:

@@ -151,11 +151,12 @@ class _Words:
         return np.array([self.known.setdefault(word, len(self.known)) for word in found], dtype=np.int64)
 
 
-def _characters(text: str) -> Int64[np.ndarray, " n"]:
+def code_points(text: str) -> Int64[np.ndarray, " n"]:
+    """The characters of a text as integers."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
 
 
-def _windows(text: str, n: int, length: int) -> list[str]:
+def spread_windows(text: str, n: int, length: int) -> list[str]:
     """Up to ``n`` windows of a text, evenly spread and without overlap."""
     count = max(1, min(n, len(text) // max(1, length)))
     starts = [k * (len(text) - length) // max(1, count - 1) for k in range(count)]
@@ -203,7 +204,7 @@ def _values(rows: Sequence[Sequence[str]], reference: TextReference, most: int, 
 
 def _divergences(texts: Sequence[str], rows: Sequence[Sequence[str]], reference: TextReference) -> dict[str, float]:
     """The divergences of a set of texts from the held-out text."""
-    characters, held = [_characters(text) for text in texts], [_characters(reference.test)]
+    characters, held = [code_points(text) for text in texts], [code_points(reference.test)]
     ids, held_ids = [reference.words.ids(row) for row in rows], [reference.words.ids(words(reference.test))]
     by_character = {f"char-js-{n}": divergence(grams(characters, n), grams(held, n)) for n in CHARACTER_GRAMS}
     return by_character | {f"word-js-{n}": divergence(grams(ids, n), grams(held_ids, n)) for n in WORD_GRAMS}
@@ -218,7 +219,7 @@ def measure_text(samples: Sequence[str], reference: TextReference, *, generated:
         raise Refusal(f"{len(samples)} texts without a character; sample some text first")
     r = reference
     length = max(1, round(sum(map(len, samples)) / len(samples)))
-    held, seen = _windows(r.test, len(samples), length), _windows(r.train, len(samples), length)
+    held, seen = spread_windows(r.test, len(samples), length), spread_windows(r.train, len(samples), length)
     rows, held_rows, seen_rows = ([whole_words(text) for text in texts] for texts in (samples, held, seen))
     most = _power(min(sum(map(len, rows)), sum(map(len, held_rows))))
     pairs = _power(min(sum(max(0, len(row) - 1) for row in some) for some in (rows, held_rows)))

@@ -13,13 +13,17 @@ from sfumato.nets.bundle import Bundle
 from sfumato.nets.energy import Energy
 from sfumato.nets.mp_unet import MPUNet
 from sfumato.nets.precision import best_dtype
+from sfumato.nets.table_net import TableNet
 from sfumato.nets.text_transformer import EmbeddingTransformer, TextTransformer
 from sfumato.nets.unet import UNet
+from sfumato.nets.unet1d import UNet1d
 from sfumato.registry import Registry
 
 _registry: Registry[nn.Module] = Registry("network")
 _registry.add("unet", UNet)
 _registry.add("mp-unet", MPUNet)
+_registry.add("unet-1d", UNet1d)
+_registry.add("table-net", TableNet)
 _registry.add("text-transformer", TextTransformer)
 _registry.add("embedding-transformer", EmbeddingTransformer)
 
@@ -38,4 +42,7 @@ def get(name: str, **settings: Any) -> nn.Module:
     return _registry.get(name, **settings)
 
 
-__all__ = ["Bundle", "EmbeddingTransformer", "Energy", "TextTransformer", "UNet", "best_dtype", "get", "names"]
+__all__ = [
+    "Bundle", "EmbeddingTransformer", "Energy", "TableNet", "TextTransformer", "UNet", "UNet1d", "best_dtype", "get",
+    "names",
+]  # fmt: skip

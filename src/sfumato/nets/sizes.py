@@ -12,5 +12,6 @@ def require_multiple(height: int, width: int, divisor: int) -> None:
         above = [max(divisor, -(-n // divisor) * divisor) for n in (height, width)]
         near = " or ".join(dict.fromkeys(f"{h}x{w}" for h, w in (below, above)))
         raise Refusal(
-            f"size {height}x{width} does not fit: height and width must be multiples of {divisor}; nearest: {near}"
+            f"size {height}x{width} does not fit: height and width must be multiples of {divisor}; nearest: {near}; "
+            "--resolution sets it"
         )

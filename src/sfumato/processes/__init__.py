@@ -18,10 +18,11 @@ from sfumato.processes.kernels import (
     marginal,
     uniform,
 )
+from sfumato.processes.mixed import Mixed
 from sfumato.processes.product import Product
 
 __all__ = [
-    "Blocks", "Bound", "Brownian", "Circles", "Cold", "Gaussian", "Geodesic", "Heat", "Interpolant", "Jump", "Product",
-    "RankOne", "RateMatrix", "Rotations", "absorbing", "discretised_gaussian", "elbo", "gaussian_matrix", "marginal",
-    "step_kl", "survival", "uniform",
+    "Blocks", "Bound", "Brownian", "Circles", "Cold", "Gaussian", "Geodesic", "Heat", "Interpolant", "Jump", "Mixed",
+    "Product", "RankOne", "RateMatrix", "Rotations", "absorbing", "discretised_gaussian", "elbo", "gaussian_matrix",
+    "marginal", "step_kl", "survival", "uniform",
 ]  # fmt: skip

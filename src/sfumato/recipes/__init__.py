@@ -72,8 +72,8 @@ def get(name: str) -> Recipe:
 
 
 def names(kind: str | None = None) -> list[str]:
-    """The names of all recipes, or of those for one kind of data (images, text, points)."""
-    return [name for name, recipe in _RECIPES.items() if kind in (None, recipe.kind)]
+    """The names of all recipes, or of those for one kind of data (images, text, points, table, series)."""
+    return [name for name, recipe in _RECIPES.items() if kind in (None, recipe.kind, *recipe.also)]
 
 
 __all__ = ["Recipe", "get", "names"]

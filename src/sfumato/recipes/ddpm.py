@@ -23,6 +23,7 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
+from sfumato.training.networks import AnyNetwork
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose
 from sfumato.training.times import Steps, TimeLaw, Uniform
 from sfumato.training.weightings import OWN, weighted
@@ -39,7 +40,7 @@ class Settings:
     prediction: str = "eps"
     time_law: str = "steps"
     weighting: str = OWN
-    network: Network = Network()
+    network: AnyNetwork = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="dpmpp-2m", grid="uniform-logsnr", sampling_steps=20, guidance=2.0)
     reporting: Reporting = Reporting()
@@ -78,4 +79,5 @@ RECIPE = Recipe(
     paper="Ho et al. 2020, arXiv 2006.11239",
     defaults=Settings(),
     compose=compose,
+    also=("table", "series"),
 )

@@ -22,6 +22,7 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
+from sfumato.training.networks import AnyNetwork
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require
 from sfumato.training.times import LogNormalSigma
 from sfumato.training.weightings import OWN, weighted
@@ -39,7 +40,7 @@ class Settings:
     p_std: float = 1.2
     sigma_max: float = 80.0
     weighting: str = OWN
-    network: Network = Network()
+    network: AnyNetwork = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="heun", grid="karras", sampling_steps=10, guidance=2.0, clip=False)
     reporting: Reporting = Reporting()
@@ -65,4 +66,5 @@ RECIPE = Recipe(
     paper="Karras et al. 2022, arXiv 2206.00364",
     defaults=Settings(),
     compose=compose,
+    also=("table", "series"),
 )

@@ -22,6 +22,7 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
+from sfumato.training.networks import AnyNetwork
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, choose, idle, require, resolve
 from sfumato.training.times import LogitNormal, Shifted, TimeLaw, Uniform
 from sfumato.training.weightings import OWN, weighted
@@ -39,7 +40,7 @@ class Settings:
     time_std: float = idle(1.0, time_law="uniform")
     shift: float = 1.0
     weighting: str = OWN
-    network: Network = Network()
+    network: AnyNetwork = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="heun", grid="uniform", sampling_steps=10, guidance=2.0, clip=False)
     reporting: Reporting = Reporting()
@@ -76,5 +77,6 @@ RECIPE = Recipe(
     paper="Liu et al. 2022, arXiv 2209.03003",
     defaults=Settings(),
     compose=compose,
+    also=("table", "series"),
     settle=settle,
 )

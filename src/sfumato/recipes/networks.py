@@ -13,6 +13,21 @@ from sfumato import nets
 from sfumato.training.settings import require
 
 
+def series_net(recipe: Any, settings: Any, spec: Mapping[str, Any], classes: tuple[str, ...]) -> Any:
+    """The one-dimensional U-Net for series of ``spec["shape"] = [c, length]``."""
+    chosen = settings.network
+    return nets.get(
+        "unet-1d",
+        in_channels=int(spec["shape"][0]),
+        out_channels=int(spec["shape"][0]),
+        channels=chosen.channels,
+        blocks=chosen.blocks,
+        attention=chosen.attention,
+        classes=len(classes) or None,
+        dropout=chosen.dropout,
+    )
+
+
 def image_net(recipe: Any, settings: Any, spec: Mapping[str, Any], classes: tuple[str, ...]) -> Any:
     """The network called ``recipe.net`` for images of ``spec["shape"] = [c, h, w]``, as an energy where asked for.
 

@@ -40,13 +40,14 @@ _PRECISIONS: dict[str, torch.dtype | None] = {"auto": None, "float32": torch.flo
 class Recipe:
     """A method by name.  ``defaults``: its settings; ``compose``: the parts they describe.
 
-    ``kind``: of the data it takes (images, text, ...); ``make``: its network for settings, data and classes; ``net``:
-    the network's name in :mod:`sfumato.nets`; ``inputs``, ``outputs``: its input and output channels per channel of the
-    data (features beside it; 2 out where a variance is learned); ``wrap``: adds what else is learned or
-    remembered (a schedule, a history); ``settle``: the defaults where they depend on the settings given (a teacher's
-    network); ``dataset``: makes what is trained on where it is not the data itself, from ``(model, data, run folder or
-    None, device, say, stop)``, None where ``stop()`` came first; ``begin``: what happens to a fresh model before its
-    first step, given its data (a teacher's weights, a prior fitted to the data).
+    ``kind``: of the data it takes (images, text, ...); ``also``: other kinds that :meth:`on` fits it to; ``make``: its
+    network for settings, data and classes; ``net``: the network's name in :mod:`sfumato.nets`; ``inputs``,
+    ``outputs``: its input and output channels per channel of the data (features beside it; 2 out where a variance is
+    learned); ``wrap``: adds what else is learned or remembered (a schedule, a history); ``settle``: the defaults where
+    they depend on the settings given (a teacher's network); ``dataset``: makes what is trained on where it is not the
+    data itself, from ``(model, data, run folder or None, device, say, stop)``, None where ``stop()`` came first;
+    ``begin``: what happens to a fresh model before its first step, given its data (a teacher's weights, a prior fitted
+    to the data).
     """
 
     name: str
@@ -55,6 +56,7 @@ class Recipe:
     defaults: Any
     compose: Compose
     kind: str = "images"
+    also: tuple[str, ...] = ()
     make: Callable[[Any, Any, Mapping[str, Any], tuple[str, ...]], Any] = image_net
     net: str = "unet"
     inputs: int = 1
@@ -63,6 +65,14 @@ class Recipe:
     settle: Callable[[Mapping[str, Any]], Any] | None = None
     dataset: Callable[..., Any] | None = None
     begin: Callable[[Diffusion, Any], None] | None = None
+
+    def on(self, kind: str) -> Recipe:
+        """This method for data of another ``kind`` (:mod:`sfumato.recipes.kinds`); itself where it takes none such."""
+        if kind not in self.also:
+            return self
+        from sfumato.recipes.kinds import adapted
+
+        return adapted(self, kind)
 
     def build(self, settings: Any, spec: Mapping[str, Any], origin: Mapping[str, Any]) -> Diffusion:
         """An untrained model for data described by ``spec`` (``Data.spec()``); ``origin["seed"]`` seeds its weights.

@@ -21,6 +21,7 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
+from sfumato.training.networks import AnyNetwork
 from sfumato.training.sde import Rate
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling
 
@@ -31,7 +32,7 @@ class Settings:
     """``beta_min``, ``beta_max``, ``first_time``: see :class:`~sfumato.training.sde.Rate`."""
 
     rate: Rate = Rate()
-    network: Network = Network()
+    network: AnyNetwork = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="rk45:rtol=0.01:atol=0.01", grid="uniform", sampling_steps=4, guidance=1.5)
     reporting: Reporting = Reporting()
@@ -49,4 +50,5 @@ RECIPE = Recipe(
     paper="Song et al. 2021, arXiv 2011.13456",
     defaults=Settings(),
     compose=compose,
+    also=("table", "series"),
 )

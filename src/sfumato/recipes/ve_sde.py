@@ -20,6 +20,7 @@ from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.processes.gaussian import Gaussian
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
+from sfumato.training.networks import AnyNetwork
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling, require
 from sfumato.training.times import Uniform
 
@@ -32,7 +33,7 @@ class Settings:
     sigma_min: float = 0.01
     sigma_max: float = 20.0
     first_time: float = 1e-5
-    network: Network = Network()
+    network: AnyNetwork = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(sampler="pc", grid="uniform", sampling_steps=40, guidance=1.5)
     reporting: Reporting = Reporting()
@@ -54,4 +55,5 @@ RECIPE = Recipe(
     paper="Song et al. 2021, arXiv 2011.13456",
     defaults=Settings(),
     compose=compose,
+    also=("table", "series"),
 )

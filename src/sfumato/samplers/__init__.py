@@ -15,6 +15,7 @@ from sfumato.samplers import auto
 from sfumato.samplers.adams import Adams
 from sfumato.samplers.adaptive import RK45
 from sfumato.samplers.ancestral import DDIM, Ancestral, AncestralLarge
+from sfumato.samplers.beside import Beside
 from sfumato.samplers.churn import Churned, heun
 from sfumato.samplers.driver import sample, trajectory
 from sfumato.samplers.exponential import DPMSolver, DPMSolverPP2M, DPMSolverPP3M
@@ -88,6 +89,7 @@ __all__ = [
     "Adams",
     "Ancestral",
     "AncestralLarge",
+    "Beside",
     "CachedAncestral",
     "Churned",
     "ConfidenceOrdered",

@@ -109,6 +109,9 @@ def sweep(run: Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
+    for folder in (run, run / "snapshots", run / "grids"):
+        for file in folder.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
 
 
 def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:

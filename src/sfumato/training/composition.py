@@ -73,7 +73,8 @@ class Composition:
     number of sampling steps, where the method allows one only (a token at a time); ``multiple``: what that number must
     be a multiple of (blocks that appear one after the other); ``clean``: a map of beliefs while
     sampling (clamping to embeddings); ``likelihood``: how held-out data is
-    scored in nats per sample, where the recipe has its own way (text).
+    scored in nats per sample, where the recipe has its own way (text); ``around``: what stands around every sampler
+    (tokens beside numbers).
     """
 
     denoiser: Any
@@ -85,6 +86,7 @@ class Composition:
     multiple: int = 1
     clean: Callable[[Any], Any] | None = None
     likelihood: Any = None
+    around: Callable[[Any], Any] | None = None
 
 
 def allowed_steps(parts: Composition, asked: int) -> int:

@@ -23,6 +23,7 @@ import sfumato
 from sfumato.core import RNG
 from sfumato.data.transforms import Transform
 from sfumato.errors import Refusal
+from sfumato.randomness import Share, Shared
 from sfumato.schedules import at
 from sfumato.training.composition import Composition, level
 from sfumato.training.files import make_folder, pack_tensors, read_json, to_json, unpack_tensors, write_bytes
@@ -119,7 +120,9 @@ class Diffusion:
     def draw_times(self, n: int, rng: RNG) -> Float[Tensor, " n"]:
         """Training times ``[n]``, float64: independent, or an even spread with one random offset."""
         if self.settings.optimisation.low_discrepancy:
-            u = (rng.uniform((1,)).double() + torch.arange(n, dtype=torch.float64) / n) % 1.0
+            source, share = (rng.source, rng.share) if isinstance(rng, Shared) else (rng, Share(0, n, n))
+            even = torch.arange(share.first, share.last, dtype=torch.float64) / share.whole
+            u = (source.uniform((1,)).double() + even) % 1.0
         else:
             u = rng.uniform((n,)).double()
         return self.times(u)
@@ -134,12 +137,30 @@ class Diffusion:
     def losses(self, batch: Mapping[str, Tensor], rng: RNG) -> dict[str, Tensor]:
         """The recipe's objective, ``[b]``, for uint8 ``batch["x"] [b, c, h, w]`` (or ``"x0"`` in model units, with the
         prior draw ``"end"`` that it is paired with).
+
+        With a :class:`~sfumato.randomness.Shared` as ``rng``: those of a share of the batch, equal to the whole
+        batch's at its rows.  ``batch`` holds the share's rows, or all of them where the recipe ``couples``.
         """
-        x0 = batch["x0"] if "x0" in batch else self.transform.encode(batch["x"])
+        share = rng.share if isinstance(rng, Shared) and self.couples else None
+        own = batch if share is None else {name: share.of(rows) for name, rows in batch.items()}
+        x0 = self._encoded(own)
         t = self.draw_times(len(x0), rng)  # float64, so on the CPU: not every device has it
-        cond = self.drop_labels(batch.get("label"), rng)
-        end = self._coupled(x0, batch, rng, batch.get("end"))
+        cond = self.drop_labels(own.get("label"), rng)
+        if share is None or not isinstance(rng, Shared):
+            end = self._coupled(x0, batch, rng, batch.get("end"))
+        else:
+            coupled = self._coupled(self._encoded(batch), batch, rng.source, batch.get("end"))
+            end = None if coupled is None else share.of(coupled)
         return {"net": self.parts.objective(self.denoiser, x0, t, cond, rng, end=end)}
+
+    @property
+    def couples(self) -> bool:
+        """Whether a row's loss depends on the other rows of its batch."""
+        return self.parts.coupling is not None
+
+    def _encoded(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """A batch in model units."""
+        return batch["x0"] if "x0" in batch else self.transform.encode(batch["x"])
 
     def _coupled(self, x0: Tensor, batch: Mapping[str, Tensor], rng: RNG, end: Tensor | None) -> Tensor | None:
         """The prior draws that go with ``x0``, where the recipe couples them."""
@@ -154,7 +175,7 @@ class Diffusion:
         ``rng``: where the objective draws more (all there is to draw, where ``eps`` is None); with one stream per row a
         row's loss does not depend on the others.
         """
-        x0 = batch["x0"] if "x0" in batch else self.transform.encode(batch["x"])
+        x0 = self._encoded(batch)
         cond = {"label": batch["label"]} if self.classes else None
         prior = batch.get("end")
         if self.parts.coupling is not None and eps is not None:
@@ -188,6 +209,7 @@ class Diffusion:
         temperature: float | None = None,
         top_p: float | None = None,
         watch: Watch | None = None,
+        processes: Any = None,
     ) -> Samples:
         """``n`` samples in the data's units (uint8), with the record of how they were made.
 
@@ -199,9 +221,12 @@ class Diffusion:
         dynamic as in ``"dynamic:quantile=0.995"`` (:mod:`sfumato.guidance.thresholds`), of the predicted clean data.
         Of a text model alone: ``prompt``: what every sample begins with; ``infill``: a text whose underscores are free
         and whose other characters stay; ``temperature`` (0 is greedy) and ``top_p`` change which tokens are chosen,
-        never when.  ``watch(step, steps, x)`` is called with the first batch's state after every step.  Raises
-        :class:`Refusal` for anything that does not fit the model, and where a state stops being finite.
+        never when.  ``watch(step, steps, x)`` is called with the first batch's state after every step.
+        ``processes``: those that share the samples out, all of which must call
+        (:func:`sfumato.training.parallel.join`).  Raises :class:`Refusal` for anything that does not fit the model, and
+        where a state stops being finite.
         """
+        from sfumato.training.parallel import ALONE
         from sfumato.training.sampling import draw, plan
 
         return draw(
@@ -213,6 +238,7 @@ class Diffusion:
             ),
             batch=batch,
             watch=watch,
+            processes=processes or ALONE,
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------- storing
@@ -288,6 +314,7 @@ def from_config(config: Mapping[str, Any], run: Path) -> Diffusion:
 
     recipe = recipes.get(str(config["recipe"]))
     try:
+        recipe = recipe.on(str(config["data"].get("kind", recipe.kind)))
         settings = resolve(recipe.defaults, config["settings"])
         origin = {key: config[key] for key in ("seed", "horizon")}
         return recipe.build(settings, config["data"], origin)

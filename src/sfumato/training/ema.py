@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sfumato.errors import Refusal
+from sfumato.training.parallel import like, local, whole
 
 
 def exponent(sigma_rel: float) -> float:
@@ -38,7 +39,8 @@ def decay(step: int, g: float) -> float:
 class EMA:
     """A frozen copy of a network that follows it.  The trained weights are only ever read.
 
-    ``net``: the copy, in evaluation mode, without gradients; ready to sample from at any moment.
+    ``net``: the copy, in evaluation mode, without gradients; ready to sample from at any moment (where the weights are
+    divided among processes: as it was at the last :meth:`gather`).
     """
 
     def __init__(self, source: nn.Module, sigma_rel: float) -> None:
@@ -47,6 +49,7 @@ class EMA:
         self._own: list[torch.Tensor] = list(self.net.parameters())
         self._source: list[torch.Tensor] = list(source.parameters())
         self._buffers = list(zip(self.net.buffers(), source.buffers(), strict=True))
+        self._divided: list[torch.Tensor] = []
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -54,3 +57,16 @@ class EMA:
         torch._foreach_lerp_(self._own, self._source, 1 - decay(step, self.exponent))
         for own, source in self._buffers:
             own.copy_(source)
+
+    def divide(self, source: nn.Module) -> None:
+        """From now on follow ``source``, whose weights were divided among processes, part by part."""
+        held = list(source.parameters())
+        self._divided = [like(part, own.detach()) for part, own in zip(held, self._own, strict=True)]
+        self._own = [local(part) for part in self._divided]
+        self._source = [local(part) for part in held]
+
+    @torch.no_grad()
+    def gather(self) -> None:
+        """Bring ``net`` up to date from the parts; where the weights are divided, all processes must."""
+        for own, part in zip(self.net.parameters(), self._divided, strict=bool(self._divided)):
+            own.copy_(whole(part))

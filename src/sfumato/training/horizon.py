@@ -9,6 +9,7 @@ time.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -18,11 +19,15 @@ from sfumato.errors import Refusal
 class Clock:
     """Training seconds: those stored by earlier parts of the run and those since :meth:`start`.
 
-    ``reserve``: seconds that the final report is expected to take.
+    ``reserve``: seconds that the final report is expected to take.  ``agreed``: what several processes make of the
+    seconds of each; they then all read the time at which they last agreed (:meth:`agree`), so that all decide alike.
     """
 
-    def __init__(self, stored: float = 0.0, reserve: float = 0.0) -> None:
+    def __init__(
+        self, stored: float = 0.0, reserve: float = 0.0, agreed: Callable[[float], float] | None = None
+    ) -> None:
         self.stored, self.reserve = stored, reserve
+        self._agreed, self._common = agreed, stored
         self._start = time.perf_counter()
 
     def start(self) -> None:
@@ -31,6 +36,14 @@ class Clock:
 
     def seconds(self) -> float:
         """Training seconds so far."""
+        return self._own() if self._agreed is None else self._common
+
+    def agree(self) -> None:
+        """Where there are several processes: agree with the others on the time, which all must do here."""
+        if self._agreed is not None:
+            self._common = self._agreed(self._own())
+
+    def _own(self) -> float:
         return self.stored + time.perf_counter() - self._start
 
 

@@ -20,6 +20,7 @@ from sfumato.training.files import write_bytes, write_refusal
 from sfumato.training.horizon import Clock, Horizon
 from sfumato.training.loop import Step
 from sfumato.training.pictures import loss_plot
+from sfumato.watching.trackers import NOTHING, Trackers
 
 #: A training line is the mean over this many steps.
 LOG_EVERY = 10
@@ -47,10 +48,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 @final
 class Log:
-    """``log.jsonl`` and its lines in memory; ``path`` None keeps the lines in memory only."""
+    """``log.jsonl`` and its lines in memory; ``path`` None keeps the lines in memory only.
 
-    def __init__(self, path: Path | None, last_step: int) -> None:
-        self.path = path
+    ``trackers`` are told every line that is added.
+    """
+
+    def __init__(self, path: Path | None, last_step: int, trackers: Trackers = NOTHING) -> None:
+        self.path, self.trackers = path, trackers
         self.lines = [line for line in read_log(path) if line.get("step", 0) <= last_step] if path else []
         if path:
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
@@ -65,6 +69,7 @@ class Log:
                     file.write(json.dumps(line, allow_nan=False) + "\n")
             except OSError as error:
                 raise write_refusal(self.path, error) from None
+        self.trackers.line(line)
 
     def step(self, step: Step) -> None:
         """Take in a training step; every tenth writes the mean of the window."""
@@ -217,5 +222,6 @@ class Reporter:
             label = list(model.classes) or None
             n = columns * (len(model.classes) or columns)
             samples = model.sample(n, label=label, steps=allowed_steps(model.parts, self.reporting.grid_steps), seed=0)
-            suffix = Path(samples.view.file).suffix
-            write_bytes(run / "grids" / f"step-{step:06d}{suffix}", samples.view.show(samples))
+            path, shown = run / "grids" / f"step-{step:06d}{Path(samples.view.file).suffix}", samples.view.show(samples)
+            write_bytes(path, shown)
+            self.log.trackers.picture(path, shown, step)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.errors import Refusal
+from sfumato.training.parallel import like, whole, whole_tensors
 from sfumato.training.settings import Optimisation
 
 
@@ -150,7 +151,7 @@ class Optimiser:
     def apply(self, step: int, progress: float) -> Applied:
         """Clip, step and clear the gradients.  With a gradient that is not finite, the weights stay as they are."""
         share = rate_share(self.settings, step, progress)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, foreach=True).item()
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm, foreach=True)))
         if math.isfinite(norm):
             for part in self.parts:
                 for group in part.inner.param_groups:
@@ -161,13 +162,15 @@ class Optimiser:
         return Applied(self.settings.lr * share, norm)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors: ``exp_avg.NAME`` and so on."""
-        return {
-            f"{key}.{name}": value
-            for part in self.parts
-            for name, held in zip(part.names, part.held, strict=True)
-            for key, value in part.inner.state[held].items()
-        }
+        """The state as named whole tensors: ``exp_avg.NAME`` and so on (all processes must ask)."""
+        return whole_tensors(
+            {
+                f"{key}.{name}": value
+                for part in self.parts
+                for name, held in zip(part.names, part.held, strict=True)
+                for key, value in part.inner.state[held].items()
+            }
+        )
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore :meth:`tensors`; raises :class:`Refusal` where they belong to another network."""
@@ -180,6 +183,6 @@ class Optimiser:
                     if value is None or (key != "step" and value.shape != held.shape):
                         raise Refusal(f"the optimiser state does not fit the network at {key}.{name}; train again")
                     # the fused kernel reads memory in order: a moment must lie as its parameter does
-                    state[key] = value.clone() if key == "step" else torch.empty_like(held.detach()).copy_(value)
+                    state[key] = value.clone() if key == "step" else like(held.detach(), value)
                 states[index] = state
             part.inner.load_state_dict({"state": states, "param_groups": part.inner.state_dict()["param_groups"]})

@@ -7,49 +7,40 @@ folder always holds the last good checkpoint, whatever stops the run.
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, final
+from typing import Any
 
+from sfumato import watching
+from sfumato.data import options as choices
 from sfumato.data.loading import load as load_data
-from sfumato.data.rows import Rows, Source
+from sfumato.data.options import INFER, Options
+from sfumato.data.rows import Source
 from sfumato.errors import Refusal
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import horizon as horizons
-from sfumato.training.checkpoint import Checkpoint
-from sfumato.training.devices import place_for_training, resolve_device
-from sfumato.training.diffusion import Diffusion, from_config, load_weights, read_config
-from sfumato.training.ema import EMA
+from sfumato.training import parallel
+from sfumato.training.devices import resolve_device
+from sfumato.training.diffusion import Diffusion, from_config, read_config
+from sfumato.training.engine import Course, Interrupt, Stopped, require_fitting
+from sfumato.training.estimate import expect, parse_bytes, rows_that_fit, taken
 from sfumato.training.files import make_folder, to_json, write_bytes
-from sfumato.training.horizon import Clock, Horizon
-from sfumato.training.loop import train_steps
-from sfumato.training.monitor import Log, Progress, Reporter, progress
-from sfumato.training.optim import Optimiser
-from sfumato.training.phema import Averages, forget_after
-from sfumato.training.settings import refuse_idle, resolve
-from sfumato.training.validation import Validation
+from sfumato.training.horizon import Horizon
+from sfumato.training.parallel import Processes
+from sfumato.training.settings import FREE, flatten, refuse_idle, resolve
+
+__all__ = ["DEFAULT_MINUTES", "Stopped", "train"]
 
 #: Where neither minutes nor steps are given.
 DEFAULT_MINUTES = 3.0
-#: The final report may take this much longer than the longest seen so far.
-RESERVE = 1.25
-
-
-class Stopped(KeyboardInterrupt):
-    """Training was interrupted and saved; the message says how to go on."""
 
 
 def train(
     recipe: str,
     data: Source | str | Path,
     *,
+    options: Options | None = None,
     minutes: float | None = None,
     steps: int | None = None,
     out: str | Path | None = None,
@@ -57,54 +48,107 @@ def train(
     resume: bool = False,
     device: str = "auto",
     quiet: bool = False,
+    shard: bool = False,
+    auto_batch: str | None = None,
+    trackers: str | Sequence[str] | None = None,
     **settings: Any,
 ) -> Diffusion:
     """Train ``recipe`` on ``data`` and return the model with its EMA weights, in evaluation mode.
 
-    ``minutes`` or ``steps``: the horizon (3 minutes unless given).  ``out``: the run folder; without one nothing is
-    written. ``seed``: 0 unless given.  ``settings``: the recipe's, by their flat names.  ``resume``: continue the run
-    in ``out``.  Raises :class:`Refusal` for an unknown name or setting, an image size that does not fit, a run that
-    exists, a resume that contradicts the run, or a folder that cannot be written;
-    :class:`~sfumato.training.loop.Diverged` where the loss stops being finite; and :class:`Stopped` on Ctrl-C, after
-    saving.
+    ``options``: how the data of that name are read (:class:`~sfumato.data.options.Options`); a resumed run's own
+    unless given.  ``minutes`` or ``steps``: the horizon (3 minutes unless given).  ``out``: the run folder; without
+    one nothing is written. ``seed``: 0 unless given.  ``settings``: the recipe's, by their flat names.  ``resume``:
+    continue the run in ``out``.  ``shard``: divide weights, gradients and the optimiser's state among the processes
+    that were launched, in place of keeping them whole on each.  ``auto_batch``: as many rows as fit into this much
+    memory (``"4GB"``) for the batch; a batch that is given is kept and worked on in parts.
+    ``trackers``: what the run is watched by beside its own log (``"tensorboard,wandb"``; :mod:`sfumato.watching`); a
+    resumed run's own unless given.
+
+    Raises :class:`Refusal` for an unknown name or setting, an image size that does not fit, a run that exists, a resume
+    that contradicts the run, or a folder that cannot be written; :class:`~sfumato.training.loop.Diverged` where the
+    loss stops being finite; and :class:`Stopped` on Ctrl-C, after saving.
     """
     resolve_device(device)
     asked = horizons.choose(minutes, steps)
-    loaded = load_data(data) if isinstance(data, str | Path) else data
     run = None if out is None else Path(out)
     if resume and run is None:
         raise Refusal("resume needs out: the run folder to continue")
+    if resume and auto_batch is not None:
+        raise Refusal(f"auto_batch={auto_batch}: a run that is resumed keeps its batch; leave it out")
+    if trackers and run is None:
+        raise Refusal(f"trackers={trackers}: they need out, the run folder that says how to continue them")
+    own = watching.continued(run) if resume and run is not None and not trackers else ()
+    watchers = watching.names(trackers) if trackers else own
+    processes = parallel.join(device)
+    shard = shard or os.environ.get(parallel.SHARDS, "").lower() == "true"
+    loaded = _loaded(data, options, run if resume else None, processes)
     if seed is not None and not 0 <= seed < 2**63:
         raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
     if resume and run is not None:
         model, units, horizon = _resumed(run, recipe, loaded, asked, seed, settings)
     else:
         horizon = asked or horizons.Seconds(60 * DEFAULT_MINUTES)
-        model, units = _fresh(recipe, loaded, horizon, seed or 0, settings, run)
-        if run is not None:
-            _claim(run, model)
-    with _Interrupt.caught(run) as interrupt:
-        return _Run(model, units, run, horizon, device).go(interrupt, quiet)
+        model, units = _fresh(recipe, loaded, horizon, seed or 0, settings, run, auto_batch, processes)
+    require_fitting(model, processes, shard, run is not None)
+    if run is not None and not resume:
+        processes.first(lambda: _claim(run, model))
+    with Interrupt.caught(run) as interrupt:
+        return Course(model, units, run, horizon, processes, shard, watchers).go(interrupt, quiet)
+
+
+def _loaded(data: Source | str | Path, options: Options | None, resumed: Path | None, processes: Processes) -> Source:
+    """The data, read as asked for, or as the run that is resumed read them."""
+    if not isinstance(data, str | Path):
+        if options is not None:
+            raise Refusal(f"options={options}: {data.name} is loaded already; give the options to sf.data.load")
+        return data
+    if resumed is None:
+        found: Source = processes.in_turn(lambda: load_data(data, options or INFER))  # the first may have to fetch it
+        return found
+    stored = choices.from_json(read_config(resumed)["data"].get("options", {}))
+    if options not in (None, stored):
+        raise Refusal(f"{resumed} was trained with data options {stored}, not {options}; leave them out")
+    again: Source = processes.in_turn(lambda: load_data(data, stored))
+    return again
 
 
 def _fresh(
-    recipe: str, data: Source, horizon: Horizon, seed: int, settings: Mapping[str, Any], run: Path | None
-) -> tuple[Diffusion, Source]:
+    recipe: str, data: Source, horizon: Horizon, seed: int, settings: Mapping[str, Any], run: Path | None,
+    auto_batch: str | None, processes: Processes,
+) -> tuple[Diffusion, Source]:  # fmt: skip
     """An untrained model, and the data in its units."""
     from sfumato import recipes
 
-    chosen = recipes.get(recipe)
+    chosen = recipes.get(recipe).on(data.kind)
     defaults = chosen.defaults if chosen.settle is None else chosen.settle(settings)
     resolved = resolve(defaults, settings)
     if data.kind != chosen.kind:
         raise Refusal(f"recipe {recipe!r} makes {chosen.kind}, {data.name} holds {data.kind}; give other --data")
     units = data.prepared(resolved)
-    model = chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
+    origin = {"seed": seed, "horizon": horizon.to_json()}
+    model = chosen.build(resolved, units.spec(), origin)
+    if auto_batch is not None:
+        resolved = resolve(resolved, _fitting(model, units, parse_bytes(auto_batch), "batch" in settings, processes))
+        model = chosen.build(resolved, units.spec(), origin)
     refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind)
     _require_sampling(model)
+    if resolved.reporting.best != "none":
+        from sfumato.metrics import watch
+
+        watch.require(units, resolved.reporting.best, resolved.reporting.best_samples)
     if chosen.begin is not None:
         chosen.begin(model, units)
     return model, units
+
+
+def _fitting(model: Diffusion, data: Source, limit: float, kept: bool, processes: Processes) -> dict[str, int]:
+    """The largest batch whose step fits a memory limit; where the batch is ``kept``, the fewest parts of it that do."""
+    model.net.to(processes.device)
+    expected = expect(model, data.rows(processes.device))
+    found = processes.together(lambda: rows_that_fit(expected, limit, taken(processes.device)))
+    rows = processes.told(found) * processes.count
+    own = model.settings.optimisation
+    return {"accumulate": -(-own.batch // rows)} if kept else {"batch": rows * own.accumulate}
 
 
 def _require_sampling(model: Diffusion) -> None:
@@ -117,15 +161,21 @@ def _require_sampling(model: Diffusion) -> None:
 
 
 def _claim(run: Path, model: Diffusion) -> None:
-    """Make the run folder with its configuration; refuses a folder that holds anything."""
+    """Make the run folder with its configuration; refuses a folder that holds anything.
+
+    The configuration comes first and whole: a folder has none, and can be claimed, or is a run, and can be resumed.
+    """
     if run.exists() and not run.is_dir():
         raise Refusal(f"{run} is a file; give a folder for --out")
+    if run.is_dir():
+        for left in run.glob(".config.json.*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
     if run.is_dir() and any(run.iterdir()):
         what = (
             "holds a run already; continue it with --resume or" if (run / "config.json").exists() else "is not empty;"
         )
         raise Refusal(f"{run} {what} give another --out")
-    make_folder(run / "grids")
+    make_folder(run)
     write_bytes(run / "config.json", to_json(model.config()))
 
 
@@ -134,16 +184,17 @@ def _resumed(
 ) -> tuple[Diffusion, Source, Horizon]:
     """The model, data and horizon of ``run``, after everything asked for agreed with them."""
     config = read_config(run)
-    model = from_config(config, run)
+    free = {name: settings[name] for name in FREE if name in settings}
+    model = from_config(config | {"settings": config["settings"] | free}, run)
     horizon = horizons.from_json(config["horizon"])
     wanted: list[tuple[str, Any, Any]] = [("recipe", recipe, config["recipe"])]
     from sfumato import recipes
 
-    chosen = recipes.get(recipe)
+    chosen = recipes.get(recipe).on(str(config["data"].get("kind", "images")))
     if recipe == config["recipe"]:
         given = resolve(chosen.defaults, dict(config["settings"]) | dict(settings))
         wanted += _differences(given, model.settings)
-    chosen = recipes.get(model.recipe)
+    chosen = recipes.get(model.recipe).on(str(config["data"].get("kind", "images")))
     units = data.prepared(model.settings) if data.kind == chosen.kind else data
     spec = units.spec()
     # a file that was moved is the same data: its checksum decides, its name only explains
@@ -162,179 +213,9 @@ def _resumed(
 
 
 def _differences(given: Any, stored: Any) -> list[tuple[str, Any, Any]]:
-    from sfumato.training.settings import flatten
-
     now, then = flatten(given), flatten(stored)
     return [(key, now[key], then[key]) for key in now]
 
 
 def _show(value: Any) -> str:
     return ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
-@final
-class _Interrupt:
-    """Remembers that the user asked to stop; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    @classmethod
-    @contextmanager
-    def caught(cls, run: Path | None) -> Iterator[_Interrupt]:
-        """Catch Ctrl-C and SIGTERM for the length of a run that can be saved (in the main thread; elsewhere neither
-        comes).
-        """
-        interrupt = cls()
-        if run is None or threading.current_thread() is not threading.main_thread():
-            yield interrupt
-            return
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield interrupt
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@final
-@dataclass
-class _Run:
-    """One part of a run, from its newest checkpoint (or the start) to its end or an interrupt."""
-
-    model: Diffusion
-    data: Source
-    run: Path | None
-    horizon: Horizon
-    device: str
-
-    def go(self, interrupt: _Interrupt, quiet: bool) -> Diffusion:
-        """Train to the end of the horizon."""
-        from sfumato import recipes
-
-        settings = self.model.settings
-        self.model.net.train()
-        self.optimiser = Optimiser(self.model.net, settings.optimisation)
-        device = place_for_training(self.model.net, self.optimiser.inner, self.device)
-        self.ema = EMA(self.model.net, settings.optimisation.ema)
-        self.averages = Averages(self.model.net, settings.optimisation.snapshots if self.run is not None else 0)
-        self.sampled = self.model.with_net(self.ema.net, "ema")
-        self.step, self.saved, self.clock = 0, -1, Clock()
-        with progress(f"{self.model.recipe} on {self.data.name}", quiet=quiet) as display:
-            self._restore(display)
-            make = recipes.get(self.model.recipe).dataset
-            dataset: Rows | None = (
-                self.data.rows(device)
-                if make is None
-                else make(self.model, self.data, self.run, device, display.say, lambda: interrupt.asked)
-            )
-            if dataset is None:
-                raise Stopped(f"stopped before the first step; continue with: {self.resume_command()}")
-            self.rows = len(dataset)
-            validation = Validation(
-                self.model, getattr(dataset, "held_out", self.data.held_out), settings.reporting.validation_images,
-                seed=int(self.model.origin["seed"]), batch=settings.optimisation.batch,
-            )  # fmt: skip
-            log = Log(self.run / "log.jsonl" if self.run else None, self.step)
-            title = f"{self.model.recipe} on {self.data.name}, {self.horizon}"
-            reporter = Reporter(self.run, log, validation, display, settings.reporting, title)
-            self._steps(dataset, reporter, display, interrupt)
-        if self.run is not None:
-            self._save()
-            self.sampled.save_weights(self.run)  # also where the run was stopped between its last checkpoint and these
-        return self.sampled
-
-    def _steps(self, dataset: Rows, reporter: Reporter, display: Progress, interrupt: _Interrupt) -> None:
-        settings = self.model.settings
-        reports = settings.reporting.reports
-        done = self.horizon.progress(self.step, self.clock)
-        last_save, drawn = self.clock.seconds(), False
-        steps = train_steps(
-            self.model, dataset, {"net": self.optimiser}, self.horizon, batch=settings.optimisation.batch,
-            seed=int(self.model.origin["seed"]), start=self.step, clock=self.clock,
-        )  # fmt: skip
-        for step in steps:
-            self.step = step.step
-            self.ema.update(step.step)
-            self.averages.update(step.step)
-            reporter.log.step(step)
-            before, done = done, self.horizon.progress(step.step, self.clock)
-            display.step(step, done, self.horizon.remaining(step.step, self.clock))
-            if self.run is not None and self.averages.due(before, done):
-                self.averages.write(self.run, step.step)  # before the checkpoint, which stands for it
-            if done >= 1 or int(done * reports) > int(before * reports):
-                began = self.clock.seconds()
-                reporter.report(self.sampled, step, self.horizon, self.clock)
-                self._save()  # before the pictures: a full disk costs pictures, not weights
-                reporter.pictures(self.sampled, step, done >= 1)
-                last_save = self.clock.seconds()
-                drawn = done >= 1
-                self.clock.reserve = max(self.clock.reserve, RESERVE * (last_save - began))
-                done = max(done, self.horizon.progress(step.step, self.clock))
-            elif self.clock.seconds() - last_save > settings.reporting.checkpoint_seconds:
-                self._save()
-                last_save = self.clock.seconds()
-            if interrupt.asked and done < 1:
-                reporter.log.flush()
-                self._save()
-                reporter.plot()
-                raise Stopped(f"stopped at step {self.step} and saved; continue with: {self.resume_command()}")
-        # a horizon in seconds may end with a report that was not meant to be the last
-        if not drawn:
-            reporter.plot()
-        if self.run is not None and self.averages.unwritten(self.run, self.step):
-            self.averages.write(self.run, self.step)
-
-    def resume_command(self) -> str:
-        """The command that continues this run."""
-        return shlex.join(
-            ["sfumato", "train", self.model.recipe, "--data", self.data.name, "--out", str(self.run), "--resume"]
-        )
-
-    def _restore(self, display: Progress) -> None:
-        """Continue from the newest whole checkpoint, if the run has one."""
-        found, passed = checkpoints.newest(self.run) if self.run is not None else (None, [])
-        for line in passed:
-            display.say(f"passed over: {line}")
-        if self.run is not None:
-            checkpoints.sweep(self.run)
-        if found is None or self.run is None:
-            return
-        source = checkpoints.folder_of(self.run, found.step)
-        load_weights(self.model.net, found.model, source)
-        load_weights(self.ema.net, found.ema, source)
-        self.optimiser.load(found.optimiser)
-        self.averages.load(found.averages)
-        forget_after(self.run, found.step)
-        self.step = self.saved = found.step
-        self.clock = Clock(found.seconds, found.reserve)
-        for step in checkpoints.steps_of(self.run):
-            if step > found.step:
-                shutil.rmtree(checkpoints.folder_of(self.run, step), ignore_errors=True)
-        display.say(f"continuing from step {found.step} of {self.horizon}")
-
-    def _save(self) -> None:
-        if self.run is None or self.saved == self.step:
-            return
-        epoch, offset = divmod(self.step * self.model.settings.optimisation.batch, self.rows)
-        checkpoints.write(
-            self.run,
-            Checkpoint(
-                step=self.step,
-                seed=int(self.model.origin["seed"]),
-                seconds=self.clock.seconds(),
-                reserve=self.clock.reserve,
-                position={"epoch": epoch, "offset": offset},
-                model=self.model.net.state_dict(),
-                ema=self.ema.net.state_dict(),
-                optimiser=self.optimiser.tensors(),
-                averages=self.averages.tensors(),
-            ),
-        )
-        self.sampled.save_weights(self.run)
-        self.saved = self.step

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from sfumato.data.views import Images, View
+from sfumato.data.views import Extra, Images, View
 from sfumato.errors import Refusal
 from sfumato.training.files import new_folder, to_json
 
@@ -103,9 +103,12 @@ class Samples:
         packed = io.BytesIO()
         np.savez_compressed(packed, **arrays)
         shown = self.view.show(self)
+        more = self.view.extra(self) if isinstance(self.view, Extra) else {}
         record = dict(self.record) | {"shape": list(arrays["x"].shape), "classes": list(self.classes)}
         with new_folder(folder) as temporary:
             (temporary / "samples.npz").write_bytes(packed.getvalue())
             (temporary / self.view.file).write_bytes(shown)
+            for name, blob in more.items():
+                (temporary / name).write_bytes(blob)
             (temporary / "samples.json").write_bytes(to_json(record))
         return folder

@@ -27,6 +27,7 @@ from sfumato.randomness import Streams
 from sfumato.samplers import auto
 from sfumato.training import decoding
 from sfumato.training.composition import allowed_steps, level
+from sfumato.training.parallel import ALONE, Processes
 from sfumato.training.samples import Samples
 from sfumato.training.velocity import AtOne
 
@@ -127,6 +128,7 @@ def plan(
     if measured and (model.transform.view.noun != "images" or model.parts.codec is not None):
         raise Refusal(f"grid=optimised is measured on images; {model.recipe} takes 'uniform'")
     choice, walked = decoding.choice(model, samplers.build(solver), temperature, top_p)
+    walked = walked if model.parts.around is None else model.parts.around(walked)
     # even times read no schedule: any stands for the one that a process may not have
     schedule = schedules.get("flow") if spacing == "uniform" else _schedule(model, f"grid {spacing}")
     job = Plan(
@@ -313,22 +315,30 @@ class Walked(NamedTuple):
     seconds: float
 
 
-def carry_out(model: Any, job: Plan, *, batch: int = 256, watch: Any = None) -> Walked:
-    """Walk a job to its end in batches of ``batch``; ``watch(step, steps, x)`` sees the states of the first."""
+def carry_out(model: Any, job: Plan, *, batch: int = 256, watch: Any = None, processes: Processes = ALONE) -> Walked:
+    """Walk a job to its end in batches of ``batch``; ``watch(step, steps, x)`` sees the states of the first.
+
+    Several ``processes`` share the samples out, and all of them get all.
+    """
     if batch < 1:
         raise Refusal(f"batch={batch}: needs at least 1")
     network = _Counted(model.denoiser)
     outer = _Counted(_guided(model, job, network))
-    began, ends = time.perf_counter(), []
-    with torch.no_grad():
-        for first in range(0, job.n, batch):
-            for step, x in enumerate(walk(model, job, first, min(first + batch, job.n), outer)):
-                if watch is not None and first == 0:
-                    watch(step, job.steps, x)
-            ends.append(x.cpu())
-    seconds = time.perf_counter() - began
-    batches = -(-job.n // batch)
-    return Walked(torch.cat(ends), outer.calls // batches, network.rows / job.n, seconds)
+    began, ends = time.perf_counter(), [model.like(0).cpu()]
+    own, end = processes.share(job.n)
+
+    def work() -> None:
+        with torch.no_grad():
+            for first in range(own, end, batch):
+                for step, x in enumerate(walk(model, job, first, min(first + batch, end), outer)):
+                    if watch is not None and first == 0:
+                        watch(step, job.steps, x)
+                ends.append(x.cpu())
+
+    processes.together(work)
+    whole = processes.joined(torch.cat(ends[1:] or ends), own, job.n)
+    calls, batches, rows = processes.add(torch.tensor([outer.calls, len(ends) - 1, network.rows])).tolist()
+    return Walked(whole, calls // batches, rows / job.n, time.perf_counter() - began)
 
 
 def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[str, Any]:
@@ -361,9 +371,9 @@ def sampling_record(model: Any, job: Plan, walked: Walked, batch: int) -> dict[s
     }
 
 
-def draw(model: Any, job: Plan, *, batch: int = 256, watch: Any = None) -> Samples:
+def draw(model: Any, job: Plan, *, batch: int = 256, watch: Any = None, processes: Processes = ALONE) -> Samples:
     """Carry out a job in batches of ``batch``: its samples in the data's units, with their record."""
-    walked = carry_out(model, job, batch=batch, watch=watch)
+    walked = carry_out(model, job, batch=batch, watch=watch, processes=processes)
     record = sampling_record(model, job, walked, batch)
     return Samples(model.decode(walked.x), job.label, model.classes, record, model.transform.view)
 

@@ -7,6 +7,7 @@ epoch, read in full batches straight across the epoch's end.  Nothing here remem
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int64
@@ -22,6 +23,15 @@ def mix(seed: int, *parts: int | str) -> int:
 def epoch_order(seed: int, epoch: int, n: int) -> Int64[Tensor, " n"]:
     """The order in which epoch ``epoch`` visits ``n`` data."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(mix(seed, "order", epoch)))
+
+
+@runtime_checkable
+class Batches(Protocol):
+    """An endless sequence of batches of indices, any of them by its number."""
+
+    def batch(self, step: int, size: int) -> Tensor:
+        """The ``size`` indices of batch ``step``."""
+        ...
 
 
 class Order:

@@ -18,6 +18,8 @@ from typing import Any, TypeVar, final
 from sfumato.errors import Refusal, nearest
 
 S = TypeVar("S")
+#: How a step is computed, not what: these may change when a run is resumed.
+FREE = ("accumulate", "recompute", "compile")
 
 
 def require(condition: bool, name: str, value: object, need: str) -> None:
@@ -76,6 +78,10 @@ class Optimisation:
     replaced by the null label, which classifier-free guidance needs; ``low_discrepancy``: spread the times of a batch
     evenly (Kingma et al. 2021, appendix I.1); ``standardise``: train on pixels of mean 0 and standard deviation 0.5
     over the training set, else on [-1, 1]; ``precision``: auto, float32 or bfloat16.
+
+    How a step is computed, which a resumed run may change: ``accumulate``: in so many parts of the batch, one after
+    another, in so much less memory; ``recompute``: forget what is inside a layer and compute it again on the way back
+    (Chen et al. 2016); ``compile``: by ``torch.compile``, on, off, or auto (:mod:`sfumato.training.estimate`).
     """
 
     batch: int = 128
@@ -94,11 +100,16 @@ class Optimisation:
     snapshots: int = idle(0, out=None)
     label_dropout: float = idle(0.1, conditional=False, classes=0)
     low_discrepancy: bool = True
-    standardise: bool = idle(True, kind=("text", "points"))
+    standardise: bool = idle(True, kind=("text", "points", "table", "series"))
     precision: str = "auto"
+    accumulate: int = 1
+    recompute: bool = False
+    compile: str = "off"
 
     def __post_init__(self) -> None:
         require(self.batch >= 1, "batch", self.batch, "at least 1")
+        require(1 <= self.accumulate <= self.batch, "accumulate", self.accumulate, f"1 to {self.batch}, the batch")
+        choose("compile", self.compile, ("auto", "on", "off"))
         choose("optimiser", self.optimiser, ("adamw", "muon"))
         require(self.lr > 0, "lr", self.lr, "a positive number")
         require(self.muon_lr > 0, "muon_lr", self.muon_lr, "a positive number")
@@ -150,7 +161,8 @@ class Reporting:
 
     ``reports``: how often over the horizon to validate, draw the sample grid and save; ``validation_images``: held-out
     images, shared out over 8 noise levels; ``grid_columns`` and ``grid_steps`` of the sample grid (0 columns: no grid);
-    ``checkpoint_seconds``: also save when this long has passed.
+    ``checkpoint_seconds``: also save when this long has passed.  ``best``: none, or the metric of which ``RUN/best``
+    keeps the best weights, measured at every report on ``best_samples`` samples (:mod:`sfumato.metrics.watch`).
     """
 
     reports: int = 8
@@ -158,6 +170,8 @@ class Reporting:
     grid_columns: int = 4
     grid_steps: int = 10
     checkpoint_seconds: float = 60.0
+    best: str = idle("none", out=None)
+    best_samples: int = idle(256, best="none")
 
     def __post_init__(self) -> None:
         require(self.reports >= 1, "reports", self.reports, "at least 1")
@@ -165,6 +179,11 @@ class Reporting:
         require(self.grid_columns >= 0, "grid_columns", self.grid_columns, "0 or more")
         require(self.grid_steps >= 1, "grid_steps", self.grid_steps, "at least 1")
         require(self.checkpoint_seconds > 0, "checkpoint_seconds", self.checkpoint_seconds, "a positive number")
+        require(self.best_samples >= 2, "best_samples", self.best_samples, "at least 2")
+        if self.best != "none":
+            from sfumato.metrics import catalogue
+
+            choose("best", self.best, ("none", *catalogue.names()))
 
 
 def choose(name: str, value: str, known: Iterable[str]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from sfumato.randomness import Stream, Streams
 from sfumato.training.composition import snr_of
+from sfumato.training.parallel import ALONE, Processes
 from sfumato.training.seeds import mix
 
 LEVELS = 8
@@ -24,7 +25,9 @@ LEVELS = 8
 class Validation:
     """Call it with a model for ``{"loss": mean, "levels": [{"t", "log_snr", "loss"}, ...]}``, highest SNR first."""
 
-    def __init__(self, model: Any, held_out: Any, images: int, *, seed: int, batch: int) -> None:
+    def __init__(
+        self, model: Any, held_out: Any, images: int, *, seed: int, batch: int, processes: Processes = ALONE
+    ) -> None:
         self.n = max(LEVELS, min(images, len(held_out)) // LEVELS * LEVELS)
         index = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(mix(seed, "validation")))
         index = index.repeat(-(-self.n // len(index)))[: self.n]  # a tiny test set is seen at several levels
@@ -34,19 +37,22 @@ class Validation:
         gaussian = model.transform.dtype.is_floating_point and model.parts.codec is None
         self.eps = Stream(mix(seed, "validation noise")).normal(tuple(shape)) if gaussian else None
         self.t = model.times((torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS)
-        self.batch = batch
+        self.batch, self.processes = batch, processes
         self.seeds = [mix(seed, "validation stream", k) for k in range(self.n)]
 
     def __call__(self, model: Any) -> dict[str, Any]:
-        """The losses of ``model``, whose network should be in evaluation mode."""
-        times, losses = self.t.repeat(self.n // LEVELS), []
+        """The losses of ``model``, whose network should be in evaluation mode; its batches are shared out among the
+        processes, which all must call."""
+        times, firsts = self.t.repeat(self.n // LEVELS), range(0, self.n, self.batch)
+        begin, end = (min(k * self.batch, self.n) for k in self.processes.share(len(firsts)))
+        losses = [torch.zeros(0, dtype=torch.float64)]
         with torch.no_grad():
-            for first in range(0, self.n, self.batch):
+            for first in range(begin, end, self.batch):
                 part = slice(first, first + self.batch)
                 rows = {name: tensor[part].to(model.device) for name, tensor in self.rows.items()}
                 eps = None if self.eps is None else self.eps[part].to(model.device)
                 losses.append(model.losses_at(rows, times[part], eps, Streams(self.seeds[part])).cpu().double())
-        by_level = torch.cat(losses).reshape(-1, LEVELS).mean(0)
+        by_level = self.processes.joined(torch.cat(losses), begin, self.n).reshape(-1, LEVELS).mean(0)
         return {
             "loss": _finite(float(by_level.mean())),
             "levels": [

@@ -1,0 +1,41 @@
+"""The command line for tables and time series: evaluating them.
+
+The contract: classes are asked for as often as the held-out rows have them, so that columns and moments compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sfumato import launch
+
+#: How many rows or series are evaluated unless told otherwise.
+EVALUATED = 1000
+
+
+def evaluate_rows_run(run: Path, job: Any, out: Path | None, data: Any) -> list[Any]:
+    """Sample, save where asked, measure against the held-out split; the records, appended to ``RUN/metrics.jsonl``."""
+    from sfumato import metrics
+    from sfumato.cli.verbs import append_records
+    from sfumato.metrics.rows import evaluate_table
+    from sfumato.metrics.series import evaluate_series
+
+    n = EVALUATED if job.n is None else job.n
+    label = job.label
+    if label is None and data.classes:
+        shown = data.test.label.tolist()
+        label = [data.classes[shown[k % len(shown)]] for k in range(n)]
+    samples = replace(job, n=n, label=label).samples(run).noting({"run": str(run)})
+    if launch.rank() > 0:
+        return []
+    if out is not None:
+        samples.save(out)
+        print(f"{out}: {samples.view.file}, samples.npz, samples.json")
+    measure: dict[str, Callable[..., list[Any]]] = {"table": evaluate_table, "series": evaluate_series}
+    found = measure[data.kind](samples.x, data, generated=metrics.made(samples.record))
+    print(metrics.table(found))
+    append_records(run, found)
+    return found

