@@ -155,7 +155,9 @@ def test_unknown_transform() -> None:
 # ------------------------------------------------------------------------------------------------- names and files
 
 
-@pytest.mark.parametrize(("name", "hint"), [("mnits", "mnist"), ("digit", "digits"), ("zzz", "known: .*digits.* mnist")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("mnits", "mnist"), ("digit", "digits"), ("zzz", "known: .*digits.* mnist")]
+)
 def test_unknown_name_gives_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(Refusal, match=hint) as refused:
         data.load(name)

@@ -211,6 +211,13 @@ def test_stated_errors_are_those_of_repeated_draws(measure: object, bounds: tupl
     assert bounds[0] < stated / actual < bounds[1]
 
 
+def test_the_error_of_a_kernel_distance_is_that_of_leaving_each_vector_out() -> None:
+    x, y = skewed(14, 5, 0), skewed(17, 5, 1)
+    without = [metrics.mmd(torch.cat([x[:k], x[k + 1 :]]), y, metrics.Cubic()).value for k in range(14)]
+    exact = (13 / 14 * ((np.array(without) - np.mean(without)) ** 2).sum()) ** 0.5
+    assert metrics.mmd(x, y, metrics.Cubic()).error == pytest.approx(exact, rel=1e-9)
+
+
 def test_block_distance_refuses_and_the_block_follows_the_sets() -> None:
     assert [kernels.block_size(*sizes) for sizes in ((2000, 10_000), (50_000, 60_000), (90, 400))] == [200, 1000, 9]
     with pytest.raises(Refusal, match="blocks of 2 from sets of 40 and 40"):

@@ -42,7 +42,7 @@ MUTANTS = (
         "metrics/kernels.py",
         "(own.sum() - 2 * own)",
         "(own.sum() - own)",
-        (f"{PARITY}::test_stated_errors_are_those_of_repeated_draws[kernel]",),
+        (f"{PARITY}::test_the_error_of_a_kernel_distance_is_that_of_leaving_each_vector_out",),
     ),
     Mutant(
         "blocks with one spread for all",
@@ -101,10 +101,10 @@ MUTANTS = (
         (f"{LOOK}::test_a_mobilenet_block_is_its_unfolded_definition",),
     ),
     Mutant(
-        "residuals where the stride is 2",
+        "blocks that forget their input",
         "metrics/mobilenet.py",
         "        stride == 1 and into == out,",
-        "        into == out,",
+        "        False,",
         (f"{LOOK}::test_mobilenet_has_the_shapes_of_its_paper",),
     ),
     Mutant(

@@ -68,8 +68,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a shared value without an interval",
         "data/table_codes.py",
-        "        return np.interp(z, np.stack([low, high], 1).ravel(), values.repeat(2))",
-        "        return np.interp(z, (low + high) / 2, values)",
+        "np.interp(z, np.stack([low, high], 1).ravel(), values.repeat(2))",
+        "np.interp(z, (low + high) / 2, values)",
         (f"{T}::test_quantiles_of_many_numbers",),
     ),
     Mutant(
@@ -136,7 +136,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"{T}::test_the_loss_of_a_row",),
     ),
     Mutant(
-        "all numbers of a row count as one",
+        "numbers that count twice beside tokens",
         "training/tables.py",
         "            loss = n * self.numbers(own, x0[:, :n], t, cond, source, eps=given)",
         "            loss = 2 * self.numbers(own, x0[:, :n], t, cond, source, eps=given)",

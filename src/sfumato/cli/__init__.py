@@ -146,7 +146,7 @@ def _reading(
         "resolution": None if resolution is None else options.size(resolution), "crop": crop, "background": background,
         "label_column": label_column, "labels": labels, "corrupt": corrupt, "kind": kind,
     }  # fmt: skip
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return options.Options(**chosen) if chosen else None
 
 

@@ -60,7 +60,8 @@ def held_out(label: np.ndarray) -> np.ndarray:
     place = np.zeros(len(label), np.int64)
     for k in np.unique(label):
         place[label == k] = np.arange((label == k).sum())
-    return place % HELD_OUT == HELD_OUT - 1
+    last: np.ndarray = place % HELD_OUT == HELD_OUT - 1
+    return last
 
 
 def _listed() -> tuple[dict[str, Any], list[str], np.ndarray]:

@@ -106,7 +106,8 @@ class Quantiles:
     def decode(self, z: Numbers) -> Numbers:
         """The numbers of normal scores, within the values' range."""
         values, low, high, _ = self._knots
-        return np.interp(z, np.stack([low, high], 1).ravel(), values.repeat(2))
+        numbers: np.ndarray = np.interp(z, np.stack([low, high], 1).ravel(), values.repeat(2))
+        return numbers
 
     def to_json(self) -> dict[str, Any]:
         """Its name and settings."""
