@@ -6,6 +6,7 @@ from mutants import Mutant
 
 T = "tests/test_tables.py"
 S = "tests/test_series.py"
+M = "tests/test_mixed.py"
 CELLS = f"{T}::test_every_cell_comes_back"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -84,70 +85,70 @@ MUTANTS: tuple[Mutant, ...] = (
         "schedules/share.py",
         "        t = self.law(u).detach().cpu().double()",
         "        t = u.clone()",
-        (f"{T}::test_every_share_is_masked_equally_often",),
+        (f"{M}::test_every_share_is_masked_equally_often",),
     ),
     Mutant(
         "a mixed state whose tokens are noise",
         "processes/mixed.py",
         "return {NUMBERS: x[:, :numbers], TOKENS: x[:, numbers:].round().long()}",
         "return {NUMBERS: x[:, :numbers], TOKENS: x[:, numbers:].flip(1).round().long()}",
-        (f"{T}::test_a_mixed_process_is_its_product",),
+        (f"{M}::test_a_mixed_process_is_its_product",),
     ),
     Mutant(
         "tokens that are moved by every evaluation",
         "samplers/beside.py",
         "        if not self.moved and self.tokens.shape[1]:",
         "        if self.tokens.shape[1] and not self.moved * 0:",
-        (f"{T}::test_sampling_an_exact_joint",),
+        (f"{M}::test_sampling_an_exact_joint",),
     ),
     Mutant(
         "tokens that never move",
         "samplers/beside.py",
         "            self.tokens, self.moved = bridge.draw(self.rng), True",
         "            self.moved = bridge is not None",
-        (f"{T}::test_sampling_an_exact_joint",),
+        (f"{M}::test_sampling_an_exact_joint",),
     ),
     Mutant(
         "values of other columns",
         "denoisers/mixed.py",
         "    wide = logits.new_full((len(logits), len(sizes), values + 1), -math.inf)",
         "    wide = logits.new_full((len(logits), len(sizes), values + 1), 0.0)",
-        (f"{T}::test_a_belief_keeps_to_each_column",),
+        (f"{M}::test_a_belief_keeps_to_each_column",),
     ),
     Mutant(
         "a mask that looks like a value",
         "denoisers/mixed.py",
         "        return torch.minimum(self.tokens, sizes)",
         "        return torch.minimum(self.tokens, sizes - 1)",
-        (f"{T}::test_a_belief_keeps_to_each_column",),
+        (f"{M}::test_a_belief_keeps_to_each_column",),
     ),
     Mutant(
         "shown tokens cost, too",
         "training/tables.py",
         "        costs = cross_entropy(net, clean, denoiser.head.sizes) * hidden / gone.clamp(min=LEAST)",
         "        costs = cross_entropy(net, clean, denoiser.head.sizes) / gone.clamp(min=LEAST)",
-        (f"{T}::test_the_loss_of_a_row",),
+        (f"{M}::test_the_loss_of_a_row",),
     ),
     Mutant(
         "masked tokens that are not weighed",
         "training/tables.py",
         "* hidden / gone.clamp(min=LEAST)",
         "* hidden",
-        (f"{T}::test_the_loss_of_a_row",),
+        (f"{M}::test_the_loss_of_a_row",),
     ),
     Mutant(
         "numbers that count twice beside tokens",
         "training/tables.py",
         "            loss = n * self.numbers(own, x0[:, :n], t, cond, source, eps=given)",
         "            loss = 2 * self.numbers(own, x0[:, :n], t, cond, source, eps=given)",
-        (f"{T}::test_the_loss_of_a_row",),
+        (f"{M}::test_the_loss_of_a_row",),
     ),
     Mutant(
         "columns of tokens that share their embeddings",
         "nets/table_net.py",
         "            h = h + self.tokens(tokens + self.places).sum(1)",
         "            h = h + self.tokens(tokens * 0).sum(1)",
-        (f"{T}::test_a_belief_keeps_to_each_column",),
+        (f"{M}::test_a_belief_keeps_to_each_column",),
     ),
     Mutant(
         "empty cells left out of the distances",
