@@ -100,7 +100,7 @@ def _fresh(
         raise Refusal(f"recipe {recipe!r} makes {chosen.kind}, {data.name} holds {data.kind}; give other --data")
     units = data.prepared(resolved)
     model = chosen.build(resolved, units.spec(), {"seed": seed, "horizon": horizon.to_json()})
-    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind)
+    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind, recipe=chosen.name)
     _require_sampling(model)
     if chosen.begin is not None:
         chosen.begin(model, units)
