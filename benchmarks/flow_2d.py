@@ -3,14 +3,17 @@
     python benchmarks/flow_2d.py [--iterations 6000] [--seeds 2] [--quick] [--out FILE]
 
 The protocol of Tong et al. (2023): an MLP of 3 x 64 SELU units on ``(x, t)``, AdamW (1e-3, 1e-5), batches of 256 from
-10,000 points a side, constant noise .1 on the path; 2,000 points carried by the ODE.  Each row says:
+10,000 points a side, constant noise .1 on the path; 2,000 points carried by the ODE.  The learning rate falls linearly:
+at a constant one the last iterates' path energy wanders (from -18 % to +5 % of W2^2 within 1000 steps on the S curve).
+Each row says:
 
 * ``npe``: ``|E int |v|^2 dt - W2^2| / W2^2`` against the exact ``W2^2`` between the two sets of 2,000 points;
 * ``w2`` to fresh points of the target, beside ``w2_floor``, what fresh points of the target itself are off by.
 
 ``ot-cfm`` joins every batch by exact optimal transport, ``i-cfm`` not at all; ``fm`` (Gaussian source only) is I-CFM
 without the noise on the path.  The last row trains on the checkerboard of the flow_matching library's notebook and
-reports the exact negative log-likelihood of held-out points in nats (the entropy is 3.676456).
+reports the exact negative log-likelihood of held-out points in nats (the entropy is 3.676456).  Every row is stored
+when it is done; the same command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ def row(source: str, target: str, method: str, iterations: int, seed: int, carri
     x0 = toys.sample(target, TRAINING, mix(seed, "target")).float()
     x1 = None if source == "gaussian" else toys.sample(source, TRAINING, mix(seed, "source")).float()
     began = time.perf_counter()
-    fit(model, x0, x1, coupling, iterations, seed)
+    fit(model, x0, x1, coupling, iterations, seed, decay=True)
     seconds = time.perf_counter() - began
     start, fresh, other = (
         toys.sample(name, carried, mix(seed, "test", k)).float() for k, name in enumerate((source, target, target))
@@ -158,6 +161,16 @@ def checkerboard(minutes: float, seed: int = 0, points: int = 4000, iterations: 
     }  # fmt: skip
 
 
+def jobs(seeds: int) -> list[tuple[str, str, str, int]]:
+    """Source, target, method and seed of every row, in the table's order."""
+    return [
+        (source, target, method, seed)
+        for source, target in PAIRS
+        for method in (METHODS if source == "gaussian" else ("ot-cfm", "i-cfm"))
+        for seed in range(seeds)
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=6000)
@@ -167,20 +180,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     iterations, seeds = (100, 1) if arguments.quick else (arguments.iterations, arguments.seeds)
-    rows = []
-    print(f"{'source':10}{'target':12}{'method':8}{'NPE':>8}{'W2':>8}{'floor':>8}{'s':>7}")
-    for source, target in PAIRS:
-        for method in METHODS if source == "gaussian" else ("ot-cfm", "i-cfm"):
-            for seed in range(seeds):
-                found = row(source, target, method, iterations, seed)
-                rows.append(found)
-                numbers = f"{found['npe']:8.3f}{found['w2']:8.3f}{found['w2_floor']:8.3f}{found['seconds']:7.0f}"
-                print(f"{source:10}{target:12}{method:8}{numbers}", flush=True)
-    board = checkerboard(0.05 if arguments.quick else arguments.minutes, points=400 if arguments.quick else 4000)
-    print(f"checkerboard: {board['nll']:.4f} +- {board['nll_standard_error']:.4f} nats, entropy {board['entropy']:.4f}")
-    protocol = {"iterations": iterations, "batch": 256, "training": TRAINING, "carried": CARRIED, "noise": NOISE}
+    protocol = {
+        "iterations": iterations, "batch": 256, "training": TRAINING, "carried": CARRIED, "noise": NOISE,
+        "decay": "linear",
+    }  # fmt: skip
+    stored = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    found: dict[str, Any] = stored if stored.get("protocol") == protocol else {"protocol": protocol, "rows": []}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"protocol": protocol, "rows": rows, "checkerboard": board}, indent=1) + "\n")
+    done = {(each["source"], each["target"], each["method"], each["seed"]) for each in found["rows"]}
+    print(f"{'source':10}{'target':12}{'method':8}{'NPE':>8}{'W2':>8}{'floor':>8}{'s':>7}")
+    for job in jobs(seeds):
+        if job in done:
+            continue
+        source, target, method, seed = job
+        each = row(source, target, method, iterations, seed)
+        found["rows"].append(each)
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        numbers = f"{each['npe']:8.3f}{each['w2']:8.3f}{each['w2_floor']:8.3f}{each['seconds']:7.0f}"
+        print(f"{source:10}{target:12}{method:8}{numbers}", flush=True)
+    if "checkerboard" not in found:
+        minutes = 0.05 if arguments.quick else arguments.minutes
+        found["checkerboard"] = checkerboard(minutes, points=400 if arguments.quick else 4000)
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    board = found["checkerboard"]
+    print(f"checkerboard: {board['nll']:.4f} +- {board['nll_standard_error']:.4f} nats, entropy {board['entropy']:.4f}")
     print(f"written to {arguments.out}")
 
 

@@ -286,7 +286,7 @@ def test_discrete_flow_on_staircases() -> None:
     x1 = process.prior(torch.zeros(n, 10, dtype=torch.int64)).draw(sf.Stream(0))
     x = sf.sample(chain.posterior(process), process, sf.samplers.get("ddpm"), grid(1000), x1, rng=1)
     seen = chain.counts(x)[chain.p.flatten() > 0]
-    # two undecided sites that appear within one step of 1e-3 may disagree: 3 samples in 1000
+    # two undecided sites that appear within one step of 1e-3 may disagree: 1.2 samples in 1000
     assert float(seen.sum()) >= 0.99 * n
     assert chisquare(seen.numpy()).pvalue > 1e-3
     # one site at a time all are valid

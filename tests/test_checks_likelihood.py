@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -289,6 +290,34 @@ def test_every_kind_of_recipe_has_a_likelihood(recipe: str) -> None:
         : 2 if coupled else 3
     ]
     assert all(0 < r.value < 30 for r in records)
+
+
+@pytest.mark.parametrize(("recipe", "left"), [("edm", 2), ("flow", 0)])
+def test_a_flow_out_of_reach_below_the_trained_levels_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, recipe: str, left: int
+) -> None:
+    """EDM was not trained down to a bin's own spread: its record is left out. A flow was: it is refused."""
+    data = sf.data.load("digits")
+    model = sf.train(recipe, data, steps=1, grid_columns=0, validation_images=8, **TINY)
+    module = importlib.import_module("sfumato.likelihood.evaluate")
+    lowest = likelihood.equal_noise(likelihood.Levels.of(model.transform))
+    begun: list[float] = []
+
+    def reach(denoiser: Any, process: Any, x0: Any, *, noise: float, **options: Any) -> Any:
+        begun.append(noise)
+        if noise == lowest and len(begun) > 1:
+            raise sf.Refusal("out of reach")
+        return likelihood.log_prob(denoiser, process, x0, noise=noise, **options)
+
+    monkeypatch.setattr(module, "log_prob", reach)
+    if not left:
+        with pytest.raises(sf.Refusal, match="out of reach"):
+            likelihood.evaluate(model, data, 4, tolerance=0.3, draws=2, batch=2)
+        return
+    records = likelihood.evaluate(model, data, 4, tolerance=0.3, draws=2, batch=2)
+    assert [r.name for r in records] == ["bits-per-dim", "bits-per-dim-vlb"]
+    assert len(begun) == 3  # both batches by the model's noise, the first alone from below
+    assert "bits-per-dim-uniform: left out" in likelihood.table(records)
 
 
 def test_the_command_line_appends_its_records(tmp_path: Path, digits: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,6 +190,14 @@ def test_gaussian_images_are_recovered_by_the_right_noise() -> None:
     assert var == pytest.approx(a_s**2 * v + process.sigma**2, rel=0.1)
 
 
+@pytest.mark.parametrize("eta", [2.0, -0.5, 1.000001])
+def test_a_share_of_noise_beyond_the_whole_is_refused(eta: float) -> None:
+    process, x = Heat(), images()
+    for q in (Dirac(x), Restoration(x, 0.1), Normal(x, 0.1)):
+        with pytest.raises(sf.Refusal, match=rf"eta={eta:g}: the share of fresh noise of a Heat bridge lies in"):
+            process.bridge(x, q, 0.5, 0.2, eta)
+
+
 def test_what_heat_has_not() -> None:
     process, x = Heat(), images()
     for call in (lambda: process.forward(x, 0.2, 0.5), lambda: process.marginal(x, 0.5, end=x)):

@@ -7,6 +7,7 @@ float64 on the device, or mix places, fails as it would there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -203,3 +204,110 @@ def test_step_bounds_with_a_learned_variance(narrow_device: None) -> None:
         return (vlb_term(denoiser, (0.5 * x, 0.1 * x), x, 1.1 * x, t, 1000, LEVELS),)
 
     on_both(term)
+
+
+# ---- tokens
+
+
+@dataclass(frozen=True)
+class Line:
+    """The schedule flow without its shift, whose derivatives take PyTorch itself to the meta device."""
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+
+def token_processes() -> dict[str, Any]:
+    from sfumato.processes import Jump, absorbing, discretised_gaussian, uniform
+
+    kernels = {"absorbing": absorbing(5), "uniform": uniform(5), "ordinal": discretised_gaussian(5, 0.3)}
+    return {name: Jump(kernel, Line()) for name, kernel in kernels.items()}
+
+
+TEXT = torch.tensor([[0, 1, 2, 3], [3, 2, 2, 1], [0, 0, 3, 2]])
+
+
+class Opinions:
+    """Logits of every token by the token shown, where the tokens are."""
+
+    def __init__(self) -> None:
+        self.table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+
+    def __call__(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.table.to(x.device)[x] * (1 + t[:, None, None])
+
+    def blocks(self, noisy: Tensor, clean: Tensor, t: Tensor, cond: object = None) -> Tensor:
+        return self.table.to(noisy.device)[noisy] * (1 + t[:, :, None])
+
+
+def on_both_texts(work: Any) -> None:
+    """``work(tokens)`` on the stand-in gives what it gives on the CPU."""
+    for a, b in zip(work(TEXT), work(There(TEXT)), strict=True):
+        torch.testing.assert_close(values(b).to(a.dtype), a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["absorbing", "uniform", "ordinal"])
+def test_training_on_tokens(kernel: str, narrow_device: None) -> None:
+    from sfumato.denoisers.tokens import Posterior, Score, Subs, TokenDenoiser
+    from sfumato.training.text import ChainBound, Nelbo
+    from sfumato.training.token_objectives import D3PM, MDLM, DiscreteFlow, ScoreEntropy
+
+    process = token_processes()[kernel]
+    head = Subs(process) if kernel == "absorbing" else Posterior(process)
+    denoiser, t = TokenDenoiser(Opinions(), head), torch.tensor([0.2, 0.55, 0.9], dtype=torch.float64)
+
+    def train(x: Tensor) -> tuple[Tensor, ...]:
+        objectives: list[Any] = [D3PM(7, 0.1), ScoreEntropy(), DiscreteFlow(), DiscreteFlow("kl")]
+        found = [each(denoiser, x, t, None, sf.Stream(0)) for each in objectives]
+        if kernel == "absorbing":
+            found += [MDLM()(denoiser, x, t, None, sf.Stream(0)), MDLM(7)(denoiser, x, t, None, sf.Stream(0))]
+            found.append(ScoreEntropy()(TokenDenoiser(Opinions(), Score(process)), x, t, None, sf.Stream(0)))
+        found += [Nelbo(2)(denoiser, x, sf.Stream(1)), ChainBound(7, 2)(denoiser, x, sf.Stream(1))]
+        return tuple(found)
+
+    on_both_texts(train)
+
+
+def test_training_on_tokens_in_blocks(narrow_device: None) -> None:
+    from types import SimpleNamespace
+
+    from sfumato.denoisers.tokens import Subs, TokenDenoiser
+    from sfumato.processes.blocks import Blocks
+    from sfumato.training.text import BlockBound, BlockNelbo, Exact
+
+    process = Blocks(token_processes()["absorbing"], 2)
+
+    def train(x: Tensor) -> tuple[Tensor, ...]:
+        denoiser = TokenDenoiser(SimpleNamespace(net=Opinions()), Subs(process))
+        t = torch.tensor([0.2, 0.55, 0.9], dtype=torch.float64)
+        left = TokenDenoiser(lambda x, t, cond=None: Opinions()(x, torch.zeros(len(x)).to(x.device)), Subs(process))
+        return (
+            BlockBound()(denoiser, x, t, None, sf.Stream(0)),
+            BlockNelbo(2)(denoiser, x, sf.Stream(0)),
+            Exact()(left, x),
+            process.rate(left(x, 0.6), x, process.noised(x, 0.6, sf.Stream(2)), 0.6),
+        )
+
+    on_both_texts(train)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sampler"),
+    [
+        ("absorbing", "ddpm"), ("absorbing", "first-hitting"), ("absorbing", "confidence"),
+        ("absorbing", "discrete-euler:noise=3"), ("uniform", "ddpm"), ("uniform", "discrete-euler:noise=3"),
+        ("ordinal", "ddpm"), ("ordinal", "tau-leaping:corrections=1"),
+    ],
+)  # fmt: skip
+def test_sampling_tokens(kernel: str, sampler: str, narrow_device: None) -> None:
+    from sfumato.denoisers.tokens import Posterior, Subs, TokenDenoiser
+
+    process = token_processes()[kernel]
+    denoiser = TokenDenoiser(Opinions(), Subs(process) if kernel == "absorbing" else Posterior(process))
+
+    def walk(x: Tensor) -> tuple[Tensor]:
+        start = process.prior(x).draw(sf.Streams(range(3)))
+        grid = sf.grids.uniform(process.schedule, 5)
+        return (sf.sample(denoiser, process, sf.samplers.build(sampler), grid, start, rng=sf.Streams(range(3))),)
+
+    on_both_texts(walk)

@@ -83,7 +83,12 @@ def test_the_table_is_made_interrupted_and_continued(
 
     before = json.loads((tmp_path / "results" / "flow.json").read_text())
     monkeypatch.setattr(script.Bench, "milliseconds", lambda bench, job, model: 12345.0)
-    assert script.main([*command, "--retime"]) == 0
+    assert script.main([*command, "--again", "time"]) == 0
+    monkeypatch.setattr(script.Bench, "bits", lambda bench, job, model: {"likelihood": [], "likelihood_refused": "no"})
+    capsys.readouterr()
+    assert script.main([*command, "--again", "bits"]) == 0
+    assert "edm: no\nflow: no" in capsys.readouterr().out
+    assert json.loads((tmp_path / "results" / "flow.json").read_text())["likelihood"] == []
     text = (tmp_path / "docs" / "t.md").read_text()
     result = json.loads((tmp_path / "results" / "flow.json").read_text())
     assert before["sampling"].pop("milliseconds_per_sample") > 0
@@ -95,7 +100,7 @@ def test_the_table_is_made_interrupted_and_continued(
     assert f"| {frechet['value']:.3g} |" in row
     assert result["sampling"]["guidance"] == script.GUIDANCE
     assert result["trained"]["steps"] > 0
-    assert {r["name"] for r in result["likelihood"]} >= {"bits-per-dim"}
+    assert {r["name"] for r in before["likelihood"]} >= {"bits-per-dim"}
     assert "| real images |" in text
     assert text.index("| edm") < text.index("| flow")
     with Image.open(tmp_path / "docs" / "pictures" / "recipes.png") as picture:

@@ -21,12 +21,26 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 #: What a reflow run takes from its teacher is left out.
 OWN = {key: value for key, value in TINY.items() if key not in ("channels", "attention", "blocks")}
-#: Recipe and settings: the history of losses; the schedule's own network; averages of two widths.
-RECIPES: list[tuple[str, dict[str, Any]]] = [
-    ("improved-ddpm", {"objective": "vlb", "table_steps": 4, "patch": 2, **TINY}),
-    ("vdm", {"patch": 2, **TINY}),
-    ("edm2", {"snapshots": 4, **TINY}),
+#: Texts and points.
+SMALL: dict[str, Any] = {"width": 16, "depth": 1, **OWN}
+TEXT: dict[str, Any] = {"heads": 2, "length": 16, **SMALL}
+#: Recipe, data and settings: the history of losses; the schedule's own network; averages of two widths; fitted priors;
+#: points of manifolds; tokens, blocks of them, learned embeddings, two networks at once.
+RECIPES: list[tuple[str, str, dict[str, Any]]] = [
+    ("improved-ddpm", "digits", {"objective": "vlb", "table_steps": 4, "patch": 2, **TINY}),
+    ("vdm", "digits", {"patch": 2, **TINY}),
+    ("edm2", "digits", {"snapshots": 4, **TINY}),
+    ("cold", "digits", {"patch": 2, "degradation": "blur:width=2", **TINY}),
+    ("heat", "digits", {"patch": 2, "levels": 6, "greatest": 3.0, "points": 64, **TINY}),
+    ("geodesic", "torsions", SMALL),
+    ("geodesic", "rotations", SMALL),
+    ("mdlm", "book.txt", TEXT),
+    ("d3pm", "book.txt", {"kernel": "uniform", **TEXT}),
+    ("block-diffusion", "book.txt", {"block": 4, **TEXT}),
+    ("diffusion-lm", "book.txt", TEXT),
+    ("latent-text", "book.txt", {"latent": 8, **TEXT}),
 ]
+BOOK = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n\n" * 40
 
 
 def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
@@ -53,18 +67,21 @@ def assert_same(run: Path, whole: Path) -> None:
     assert len(losses[0]) == 2
 
 
-@pytest.mark.parametrize(("recipe", "settings"), RECIPES, ids=[recipe for recipe, _ in RECIPES])
+@pytest.mark.parametrize(("recipe", "name", "settings"), RECIPES, ids=[f"{row[0]}, {row[1]}" for row in RECIPES])
 def test_a_stopped_run_ends_as_the_whole_one(
-    recipe: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    sf.train(recipe, "digits", steps=STEPS, out=whole, quiet=True, **settings)
+    whole, run, data = tmp_path / "whole", tmp_path / "run", name
+    if name == "book.txt":
+        (tmp_path / name).write_text(BOOK)
+        data = str(tmp_path / name)
+    sf.train(recipe, data, steps=STEPS, out=whole, quiet=True, **settings)
     with monkeypatch.context() as patch:
         stop_at(STOPPED, patch)
         with pytest.raises(Stopped):
-            sf.train(recipe, "digits", steps=STEPS, out=run, quiet=True, **settings)
+            sf.train(recipe, data, steps=STEPS, out=run, quiet=True, **settings)
     assert checkpoints.steps_of(run)[-1] == STOPPED
-    sf.train(recipe, "digits", out=run, resume=True, quiet=True)
+    sf.train(recipe, data, out=run, resume=True, quiet=True)
     assert_same(run, whole)
     assert bool(list((whole / "snapshots").glob("*.safetensors"))) == ("snapshots" in settings)
 

@@ -140,12 +140,14 @@ def test_every_way_to_attend_gives_the_same(limits: tuple[int, int], monkeypatch
         close(a, b)
 
 
-def test_masked_attention_has_exact_first_and_second_derivatives() -> None:
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_masked_attention_has_exact_first_and_second_derivatives(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "KEPT", kept)
     q, k, v = (torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
     bias = masks.bias(Causal(), 0, 4, torch.float64, torch.device("cpu"))
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y: Tensor = masks._Masked.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
+        y: Tensor = masks._Masked.apply(q, k, v, bias)[0]  # type: ignore[no-untyped-call]
         return y
 
     assert torch.autograd.gradcheck(masked, (q, k, v))

@@ -210,13 +210,19 @@ def test_many_tokens_attend_as_few_do(limits: tuple[int, int], monkeypatch: pyte
     torch.testing.assert_close(layer(x), few, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [0, 10**6])
 @pytest.mark.parametrize("block", [1, 100, 10**6])
 def test_attention_in_blocks_is_attention_and_its_derivatives_are_exact(
-    block: int, monkeypatch: pytest.MonkeyPatch
+    block: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers._Attend, "block", block)
+    monkeypatch.setattr(layers, "KEPT", kept)
     q, k, v = (torch.randn(5, 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    attend: Callable[..., Tensor] = layers._Attend.apply
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        y: Tensor = layers._Attend.apply(q, k, v)[0]  # type: ignore[no-untyped-call]
+        return y
+
     torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=1.0))
     assert torch.autograd.gradcheck(attend, (q, k, v), check_forward_ad=True)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 import sfumato as sf
 from sfumato.laws import Categorical, Dirac, Joint, Normal, natural_pool, pool
+from sfumato.laws.manifold import Along
+from sfumato.processes.heat import Restoration
+from sfumato.spaces import SO3, Simplex, Sphere, Torus
 from sfumato.testing import check_law, check_pool
 
 N = 100_000
@@ -54,6 +58,36 @@ def test_dirac() -> None:
     assert Dirac(x).nll(x + 1).tolist() == [math.inf] * 5
     q = Normal(x + 0.5, 0.3)
     assert torch.equal(Dirac(x).kl(q), q.nll(x))
+
+
+def test_points_with_a_noise_of_their_own() -> None:
+    x = torch.randn(5, 2, dtype=torch.float64)
+    check_pool([Restoration(x + 1, 0.3), Restoration(x, 0.1)], sf.Stream(0))
+    assert Restoration(x, 0.1).tilt(Restoration(x + 1, 0.3), 2.0).delta == 0.1
+
+
+@pytest.mark.parametrize(("space", "shape"), [(Torus(), (2,)), (Sphere(), (3,)), (SO3(), (3, 3)), (Simplex(), (4,))])
+def test_points_along_tangents(space: Any, shape: tuple[int, ...]) -> None:
+    x = space.uniform(torch.zeros(5, *shape, dtype=torch.float64), sf.Stream(0))
+    v, u = (0.3 * space.noise(x, sf.Stream(seed)) for seed in (1, 2))
+    check_pool([Along(x, u, space), Along(x, v, space)], sf.Stream(3))
+    guided = Along(x, v, space).tilt(Along(x, u, space), 1.5)
+    assert space.contains(guided.point())
+    assert torch.allclose(guided.point(), space.exp(x, 1.5 * v - 0.5 * u), atol=1e-9)
+
+
+def test_the_kit_sees_points_of_a_manifold_that_are_averaged() -> None:
+    class Averaged(Along):  # type: ignore[misc]
+        """Angles mixed as numbers, not as ways from one place."""
+
+        @staticmethod
+        def pool(laws: Any, weights: Any) -> Averaged:
+            x = sum(w * law.point() for law, w in zip(laws, weights, strict=True))
+            return Averaged(laws[0].x, Torus().project(x) - laws[0].x, Torus())
+
+    x = torch.tensor([[3.0]], dtype=torch.float64)
+    with pytest.raises(AssertionError, match="pool of Averaged"):
+        check_pool([Averaged(x, x - 2.5, Torus()), Averaged(x, x - 3.3, Torus())], sf.Stream(0))
 
 
 def test_what_one_term_forbids_stays_forbidden() -> None:

@@ -15,7 +15,7 @@ from sfumato.laws.manifold import Uniform, WrappedNormal
 from sfumato.oracles import ManifoldData
 from sfumato.processes import Brownian, Circles, Gaussian, Geodesic, Rotations
 from sfumato.samplers.manifold import GeodesicWalk
-from sfumato.spaces import SO3, Euclidean, Simplex, Sphere, SymmetricEdges, Torus, ZeroCoM
+from sfumato.spaces import SO3, Euclidean, Simplex, Sphere, SymmetricEdges, Tokens, Torus, ZeroCoM
 from sfumato.spaces.so3 import rotation
 from sfumato.testing import (
     check_bridge,
@@ -51,6 +51,10 @@ def member(space: Any, *shape: int) -> Tensor:
     return drawn
 
 
+def tokens(*shape: int) -> Tensor:
+    return torch.arange(math.prod(shape)).reshape(shape) % 5
+
+
 #: A space, three members of it, states off it.
 SPACES: dict[str, tuple[Any, Tensor, list[Tensor]]] = {
     "euclidean": (Euclidean(), normal(3, 2), []),
@@ -68,6 +72,9 @@ SPACES: dict[str, tuple[Any, Tensor, list[Tensor]]] = {
     "so3": (SO3(), member(SO3(), 3, 3, 3), [normal(3, 3, 3), -member(SO3(), 3, 3, 3)]),
     "so3, two": (SO3(), member(SO3(), 3, 2, 3, 3), []),
     "simplex": (Simplex(), member(Simplex(), 3, 4), [normal(3, 4), f64([0.6, 0.6, -0.2]), f64([0.3, 0.3, 0.3])]),
+    "tokens": (Tokens(5), tokens(3, 4), [tokens(3, 4) + 1, tokens(3, 4) - 1, normal(3, 4)]),
+    "tokens, two axes": (Tokens(2), tokens(3, 2, 2).clamp(max=1), [2 + 0 * tokens(3, 2, 2)]),
+    "tokens, padded": (Tokens(5, MASK), tokens(3, 4) * MASK, [tokens(3, 4) * MASK + ~MASK]),
 }
 #: A manifold, the shape of a state, a symmetry.
 TURN, OTHER = rotation(f64(0.3, -1.1, 0.7)), rotation(f64(-2.0, 0.4, 1.0))
@@ -258,6 +265,20 @@ def test_the_kit_sees_spaces_that_are_off() -> None:
     with pytest.raises(AssertionError, match="noise spans 9 dimensions, dof is 6"):
         check_space(Shifted(MASK[:1]), x)
 
+    class Skewed:
+        """Tokens whose noise prefers the low ones."""
+
+        size = 5
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(Tokens(5), name)
+
+        def noise(self, x: Tensor, rng: Any) -> Tensor:
+            return (rng.uniform(tuple(x.shape)) ** 1.1 * 5).long()
+
+    with pytest.raises(AssertionError, match="noise is token 0 too often or too rarely"):
+        check_space(Skewed(), tokens(3, 4))
+
     class Chord:
         """A sphere whose geodesics are measured through the ball."""
 
@@ -269,6 +290,31 @@ def test_the_kit_sees_spaces_that_are_off() -> None:
 
     with pytest.raises(AssertionError, match="exp\\(x, log\\(x, y\\)\\) is not y"):
         check_manifold(Chord(), torch.zeros(1, 3, dtype=torch.float64))  # type: ignore[arg-type]
+
+
+def test_a_sphere_of_two_points_is_refused() -> None:
+    x = torch.ones(3, 1, dtype=torch.float64)
+    calls: list[Callable[[], Any]] = [
+        lambda: Sphere().project(x), lambda: Sphere().dof(x), lambda: Sphere().log_volume(x),
+        lambda: Sphere().uniform(x, sf.Stream(0)), lambda: Sphere().log_spread(x, x, 0.5),
+        lambda: Geodesic(Sphere()).prior(x).draw(sf.Stream(0)), lambda: ManifoldData(Sphere(), x),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(sf.Refusal) as refused:
+            call()
+        assert "\n" not in str(refused.value)
+    assert not Sphere().contains(x)
+    with pytest.raises(sf.Refusal, match=r"shape \(3, 1\): a sphere's are \[b, ..., d\] with d of 2"):
+        Sphere().noise(x, sf.Stream(0))
+
+
+@pytest.mark.parametrize("eta", [2.0, -0.5, 1.000001])
+def test_a_share_of_noise_beyond_the_whole_is_refused(eta: float) -> None:
+    angle, turned = f64([0.5, 1.0]), torch.eye(3, dtype=torch.float64)[None]
+    for process, x in ((Brownian(Circles()), angle), (Brownian(Rotations()), turned)):
+        for q in (sf.laws.Dirac(x), Uniform(process.space, x)):
+            with pytest.raises(sf.Refusal, match=rf"eta={eta:g}: the share of fresh noise of a Brownian bridge"):
+                process.bridge(x, q, 0.5, 0.2, eta)
 
 
 def test_uniform_laws() -> None:

@@ -33,8 +33,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "idle settings pass",
         "training/run.py",
-        "    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind)\n",
-        "",
+        "    refuse_idle(defaults, resolved, out=run,",
+        "    dict(defaults=defaults, resolved=resolved, out=run,",
         (f"{SETTINGS}::test_a_setting_that_does_nothing_is_refused",),
     ),
     Mutant(

@@ -71,7 +71,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "processes/jump.py",
         "return torch.where(ruled_out, -math.inf, torch.where(lost, 0.0, logq)), reach",
         "return torch.where(lost, 0.0, logq), reach",
-        (f"{JUMP}::test_a_belief_that_contradicts_what_is_shown_is_set_right",),
+        ("tests/test_tokens_fast.py::test_the_bridge_of_masks_is_that_of_their_rates",),
     ),
     Mutant(
         "a score entropy that misses its linear part",
@@ -125,8 +125,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a score at the odds of the mask",
         "denoisers/tokens.py",
-        "odds = alpha / (1 - alpha) / (size - 1)",
-        "odds = (1 - alpha) / alpha / (size - 1)",
+        "odds = beside(alpha / (1 - alpha) / (size - 1), x_t)",
+        "odds = beside((1 - alpha) / alpha / (size - 1), x_t)",
         (f"{OBJECTIVES}::test_the_score_of_a_masked_site_is_its_belief_over_e_to_the_sigma_less_one",),
     ),
     Mutant(

@@ -41,8 +41,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a chain's bound without its prior",
         "training/text.py",
-        "total = process.marginal(x0, 1.0).kl(process.prior(x0)).double()",
-        "total = 0 * process.marginal(x0, 1.0).kl(process.prior(x0)).double()",
+        "total = precise(process.marginal(x0, 1.0).kl(process.prior(x0)))",
+        "total = 0 * precise(process.marginal(x0, 1.0).kl(process.prior(x0)))",
         (f"{TEXT}::test_a_chains_bound_counts_its_prior",),
     ),
     Mutant(
@@ -107,8 +107,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the next token is this one",
         "training/text.py",
-        "before = torch.cat([torch.full_like(x[:, :1], mask), x[:, :-1]], 1)",
-        "before = x",
+        "return torch.cat([torch.full_like(x[:, :1], self.mask), x[:, :-1]], 1)",
+        "return x",
         (f"{TEXT}::test_a_next_token_sees_those_before_it_alone",),
     ),
     Mutant(

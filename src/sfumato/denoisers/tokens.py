@@ -19,18 +19,18 @@ head            belief                                                          
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import cross_entropy, logsigmoid
 
 from sfumato.core import Cond, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical
-from sfumato.processes.kernels import Kernel, one_hot_log
+from sfumato.processes.kernels import Kernel, RankOne, beside, one_hot_log, widest
 from sfumato.schedules import ZERO_ALPHA
 
 
@@ -90,6 +90,12 @@ def _without(raw: Tensor, token: int) -> Tensor:
     return raw.masked_fill(forbidden, -math.inf).log_softmax(-1)
 
 
+def _cost(raw: Tensor, x0: Tensor) -> Tensor:
+    """``-log softmax(raw)[x0]`` at every site, in the format of ``raw``."""
+    found: Tensor = cross_entropy(raw.flatten(0, -2), x0.flatten(), reduction="none").reshape(x0.shape)
+    return found
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Softmax:
@@ -129,8 +135,24 @@ class Posterior:
         """The belief; raises :class:`Refusal` for a raw output of another shape than ``[b, ..., K]``."""
         raw, mask = _require(raw, self.outputs, x_t), self.process.kernel.mask
         raw = raw if mask is None else _without(raw, mask)
-        reach = self.process.kernel.columns(x_t, self.process.signal(t, x_t), torch.float64)
+        reach = self.process.kernel.columns(x_t, self.process.signal(t, x_t), widest(x_t))
         return Categorical((raw.to(reach) + reach).log_softmax(-1), self.process.space)
+
+    def cost(
+        self, raw: Float[Tensor, "b ... k"], x0: Int[Tensor, "b ..."], x_t: Int[Tensor, "b ..."], t: Time
+    ) -> Float[Tensor, "b ..."] | None:
+        """``-log p(x0 | x_t)`` of the belief at every site in the format of ``raw``; None for a kernel that does not
+        redraw from one law, or has a mask.
+
+        ``P_t[x0, x_t]`` is one number but at ``x0 = x_t``, so only that logit is raised.
+        """
+        kernel = self.process.kernel
+        if not isinstance(kernel, RankOne) or kernel.mask is not None:
+            return None
+        left = beside(self.process.signal(t, x_t), x_t)
+        gone = ((1 - left) * beside(kernel.pi, x_t)[x_t]).clamp(min=torch.finfo(left.dtype).tiny)
+        raised = (left / gone).log1p().to(raw.dtype).expand(x_t.shape)[..., None]
+        return _cost(_require(raw, self.outputs, x_t).scatter_add(-1, x_t[..., None], raised), x0)
 
 
 @final
@@ -157,6 +179,15 @@ class Subs:
         logp = _without(_require(raw, self.outputs, x_t), mask)
         shown = one_hot_log(x_t, self.process.kernel.size, logp.dtype)
         return Categorical(torch.where((x_t == mask)[..., None], logp, shown), self.process.space)
+
+    def cost(
+        self, raw: Float[Tensor, "b ... k"], x0: Int[Tensor, "b ..."], x_t: Int[Tensor, "b ..."], t: Time
+    ) -> Float[Tensor, "b ..."]:
+        """``-log p(x0 | x_t)`` of the belief at every site in the format of ``raw``: 0 where a token is shown."""
+        mask = _mask_of(self.process, "Subs")
+        forbidden = torch.arange(self.outputs, device=raw.device) == mask
+        hidden = _cost(_require(raw, self.outputs, x_t).masked_fill(forbidden, -math.inf), x0)
+        return torch.where(x_t == mask, hidden, 0.0)
 
 
 @final
@@ -216,16 +247,46 @@ class Score:
         return Subs(self.process)(raw, x_t, t)  # the factor e^sigma - 1 is common to all tokens
 
     def ratios(self, raw: Float[Tensor, "b ... k"], x_t: Int[Tensor, "b ..."], t: Time) -> Float[Tensor, "b ... k"]:
-        """The stated score itself, float64, 1 at the token shown: what ``Jump.score_entropy`` reads and SEDD trains."""
+        """The stated score itself, 1 at the token shown: what ``Jump.score_entropy`` reads."""
         raw, size = _require(raw, self.outputs, x_t), self.outputs
         alpha = torch.as_tensor(self.process.signal(t, x_t)).clamp(ZERO_ALPHA, 1 - ZERO_ALPHA)
-        odds = alpha / (1 - alpha) / (size - 1)
-        score = raw.double().exp() * (odds[..., None] if odds.ndim else odds)
+        odds = beside(alpha / (1 - alpha) / (size - 1), x_t)
+        score = beside(raw, x_t).exp() * (odds[..., None] if odds.ndim else odds)
         return torch.where(one_hot_log(x_t, size, score.dtype) == 0, 1.0, score)
+
+    def cost(
+        self, raw: Float[Tensor, "b ... k"], x0: Int[Tensor, "b ..."], x_t: Int[Tensor, "b ..."], t: Time
+    ) -> Float[Tensor, "b ..."]:
+        """``-log p(x0 | x_t)`` of the belief at every site, as :meth:`Subs.cost`."""
+        return Subs(self.process).cost(raw, x0, x_t, t)
+
+    def entropy(
+        self, raw: Float[Tensor, "b ... k"], x0: Int[Tensor, "b ..."], x_t: Int[Tensor, "b ..."]
+    ) -> Float[Tensor, "b ..."]:
+        """The score entropy of every site over the rate of unmasking, in the format of ``raw``; what SEDD trains.
+
+        With ``s = exp(raw) / (K - 1)``, the score over that of ``x0``, it is ``sum of s - 1 - log s[x0]`` at a masked
+        site, and 0 where a token is shown: no other token can have become it.
+        """
+        mask = _mask_of(self.process, "Score")
+        log_s = _require(raw, self.outputs, x_t) - math.log(self.outputs - 1)
+        forbidden = torch.arange(self.outputs, device=raw.device) == mask
+        total = log_s.masked_fill(forbidden, -math.inf).exp().sum(-1)
+        entropy = total - 1 - log_s.gather(-1, x0[..., None])[..., 0]
+        return torch.where(x_t == mask, entropy, 0.0)
 
 
 #: The heads by name.
 HEADS: dict[str, Any] = {"softmax": Softmax, "posterior": Posterior, "subs": Subs, "logistic": Logistic, "score": Score}
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A part of a sampler's model that is faster where it may keep what it has read."""
+
+    def remembering(self) -> Any:
+        """The same function with a memory of its own: for one walk, in one thread."""
+        ...
 
 
 @final
@@ -248,3 +309,7 @@ class TokenDenoiser:
     def __call__(self, x_t: Tensor, t: Time, cond: Cond | None = None) -> Law[Tensor]:
         """The belief over ``x0`` given ``x_t`` ``[b, ...]`` at ``t``."""
         return self.head(self.raw(x_t, t, cond), x_t, t)
+
+    def remembering(self) -> TokenDenoiser:
+        """The same beliefs, from a network that keeps what it has read where it reads from left to right."""
+        return replace(self, net=self.net.remembering()) if isinstance(self.net, Remembers) else self

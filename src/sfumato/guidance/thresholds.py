@@ -36,7 +36,7 @@ class Mapped:
         return self.f(self.denoiser(x_t, t, cond))
 
 
-def _with_point(q: Law[Any], point: Tensor) -> Law[Any]:
+def with_point(q: Law[Any], point: Tensor) -> Law[Any]:
     """The same belief around another point: a law's first leaf is its point where it is called so."""
     own: Any = q
     first = next(iter(getattr(q, "leaves", ())), "")
@@ -57,7 +57,7 @@ class clip:
 
     def __call__(self, q: Law[Any]) -> Law[Any]:
         """The belief with its point thresholded."""
-        return _with_point(q, q.point().clamp(self.low, self.high))
+        return with_point(q, q.point().clamp(self.low, self.high))
 
 
 @final
@@ -84,7 +84,7 @@ class dynamic:
         off = q.point() - self.centre
         bound = off.flatten(1).abs().float().quantile(self.quantile, dim=1).clamp(min=self.limit)
         bound = against(bound.to(off), off)
-        return _with_point(q, self.centre + off.clamp(-bound, bound) / bound * self.limit)
+        return with_point(q, self.centre + off.clamp(-bound, bound) / bound * self.limit)
 
 
 def none(low: float, high: float) -> Change:

@@ -38,7 +38,7 @@ def bits_per_character(model: Any, data: Any, windows: int = 128, *, seed: int =
         for first in range(0, windows, batch):
             x0 = model.transform.encode(chosen[first : first + batch].to(model.device))
             rng = Streams(mix(seed, "text likelihood", k) for k in range(first, first + len(x0)))
-            nats.append(likelihood(model.denoiser, x0, rng).double().cpu())
+            nats.append(likelihood(model.denoiser, x0, rng).cpu().double())
     bits = torch.cat(nats) / math.log(2) / characters.double().mean()
     return Record(
         name="bits-per-character",

@@ -225,12 +225,23 @@ class Upsample(nn.Module):
         return y
 
 
+#: Up to so many scores in all are kept for the way back.
+KEPT = 2**23
+
+
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    """Room for the scores of ``q`` with ``k``, ``[rows, n, m]``, for the way back; without rows where they are many."""
+    few = q.shape[0] * q.shape[1] * k.shape[1] <= KEPT
+    return q.new_empty((len(q) if few else 0, q.shape[1], k.shape[1]))
+
+
 class _Attend(torch.autograd.Function):
     """``softmax(q k^T) v`` for ``q, k, v`` of shape ``[rows, tokens, d]``, a few rows at a time.
 
-    The scores of one block of rows stay in the processor's cache, and are recomputed on the way back (Dao et al. 2022,
-    which also gives the row term of the softmax's derivative, ``sum(dy y)``).  At 256 tokens on a CPU this takes half
-    the time of PyTorch's fused kernel, or of the same products over all rows at once, whose scores leave the cache.
+    The scores of one block of rows stay in the processor's cache.  Where there are few in all their softmax is kept for
+    the way back, else it is worked out again, the same (Dao et al. 2022, which also gives the row term of the softmax's
+    derivative, ``sum(dy y)``).  At 256 tokens on a CPU this takes half the time of PyTorch's fused kernel, or of the
+    same products over all rows at once, whose scores leave the cache.
     """
 
     #: Scores in one block.
@@ -243,20 +254,24 @@ class _Attend(torch.autograd.Function):
         return (slice(first, first + step) for first in range(0, rows, step))
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y = torch.empty_like(v)
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        y, kept = torch.empty_like(v), scores(q, k)
         for i in _Attend.blocks(q):
-            y[i] = torch.softmax(q[i] @ k[i].mT, -1) @ v[i]
-        return y
+            p = torch.softmax(q[i] @ k[i].mT, -1)
+            if len(kept):
+                kept[i] = p
+            y[i] = p @ v[i]
+        return y, kept
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, *output)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, y = ctx.saved_tensors
+        q, k, v, y, kept = ctx.saved_tensors
         dy = grads[0].contiguous()
         if torch.is_grad_enabled():  # a second derivative is asked for: all rows at once, nothing in place
             p = torch.softmax(q @ k.mT, -1)
@@ -265,7 +280,7 @@ class _Attend(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         row = (dy * y).sum(-1, keepdim=True)
         for i in _Attend.blocks(q):
-            p = torch.softmax(q[i] @ k[i].mT, -1)
+            p = kept[i] if len(kept) else torch.softmax(q[i] @ k[i].mT, -1)
             dv[i] = p.mT @ dy[i]
             ds = (dy[i] @ v[i].mT).sub_(row[i]).mul_(p)
             dq[i] = ds @ k[i]
@@ -273,12 +288,12 @@ class _Attend(torch.autograd.Function):
         return dq, dk, dv
 
     @staticmethod
-    def jvp(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> Tensor:
+    def jvp(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, None]:
         q, k, v = ctx.saved_tensors
         p = torch.softmax(q @ k.mT, -1)
         dp = p * (dq @ k.mT + q @ dk.mT)
         tangent: Tensor = (dp - p * dp.sum(-1, keepdim=True)) @ v + p @ dv
-        return tangent
+        return tangent, None
 
 
 #: On a CPU: up to so many tokens all scores at once, up to so many in blocks (both measured), beyond them fused.
@@ -293,7 +308,7 @@ def attend(
     if tokens <= FEW_TOKENS:
         return torch.softmax(q @ k.mT, -1) @ v
     if tokens <= BLOCK_TOKENS:
-        y: Tensor = _Attend.apply(q, k, v)  # type: ignore[no-untyped-call]
+        y: Tensor = _Attend.apply(q, k, v)[0]  # type: ignore[no-untyped-call]
         return y
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 

@@ -143,7 +143,7 @@ def paired_bias(mask: Mask, n: int, dtype: torch.dtype, device: torch.device) ->
 
 
 class _Masked(torch.autograd.Function):
-    """``softmax(q k^T + bias) v`` for ``[rows, n, d]``, a few rows at a time, recomputing the scores on the way back.
+    """``softmax(q k^T + bias) v`` for ``[rows, n, d]``, a few rows at a time.
 
     The same plan as :class:`sfumato.nets.layers._Attend` (Dao et al. 2022), with a bias that is added in place.
     """
@@ -154,19 +154,23 @@ class _Masked(torch.autograd.Function):
         return [slice(first, first + step) for first in range(0, len(q), step)]
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        y = torch.empty_like(q)
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        y, kept = torch.empty_like(q), layers.scores(q, k)
         for i in _Masked.blocks(q, k):
-            y[i] = torch.softmax((q[i] @ k[i].mT).add_(bias), -1) @ v[i]
-        return y
+            p = torch.softmax((q[i] @ k[i].mT).add_(bias), -1)
+            if len(kept):
+                kept[i] = p
+            y[i] = p @ v[i]
+        return y, kept
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, *output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, bias, y = ctx.saved_tensors
+        q, k, v, bias, y, kept = ctx.saved_tensors
         dy = grads[0].contiguous()
         if torch.is_grad_enabled():  # a second derivative is asked for: all rows at once, nothing in place
             p = torch.softmax(q @ k.mT + bias, -1)
@@ -175,7 +179,7 @@ class _Masked(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         row = (dy * y).sum(-1, keepdim=True)
         for i in _Masked.blocks(q, k):
-            p = torch.softmax((q[i] @ k[i].mT).add_(bias), -1)
+            p = kept[i] if len(kept) else torch.softmax((q[i] @ k[i].mT).add_(bias), -1)
             dv[i] = p.mT @ dy[i]
             ds = (dy[i] @ v[i].mT).sub_(row[i]).mul_(p)
             dq[i] = ds @ k[i]
@@ -196,7 +200,7 @@ def attend(
     if scores > MANY:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     if scores > FEW and bias is not None:
-        y: Tensor = _Masked.apply(q, k, v, bias)  # type: ignore[no-untyped-call]
+        y: Tensor = _Masked.apply(q, k, v, bias)[0]  # type: ignore[no-untyped-call]
         return y
     raw = q @ k.mT
     return torch.softmax(raw if bias is None else raw + bias, -1) @ v

@@ -17,15 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.core import Law, Time
+from sfumato.core import RNG, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
 from sfumato.spaces.tokens import Tokens
+from sfumato.trees import precise_device
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Blocks:
     """``inner`` (an absorbing process) on blocks of ``size`` sites of states ``[b, L]``.
 
@@ -73,8 +74,9 @@ class Blocks:
     def times(self, x: Tensor, t: Time) -> Float[Tensor, "b sites"]:
         """The sites' own times in [0, 1], float64 ``[b, L]``, for ``t``, a number or ``[b]``."""
         n = self.count(x.shape[1])
-        moment = torch.as_tensor(t, dtype=torch.float64).to(x.device).reshape(-1, 1)
-        local = moment * n - (n - 1 - self.block_of(x.shape[1]).to(x.device))
+        where = precise_device(x)
+        moment = (t.to(where) if torch.is_tensor(t) else torch.tensor(t, dtype=torch.float64)).double().reshape(-1, 1)
+        local = moment * n - (n - 1 - self.block_of(x.shape[1]).to(where))
         # times k / n are not exact in binary: what is a boundary but for rounding is one
         nearest = local.round()
         local = torch.where((local - nearest).abs() < 1e-9, nearest, local)
@@ -93,6 +95,10 @@ class Blocks:
     def marginal(self, x0: Tensor, t: Time, end: Tensor | None = None) -> Categorical:
         """The inner marginal at the sites' own times."""
         return self.inner.marginal(x0, self.times(x0, t), end)
+
+    def noised(self, x0: Tensor, t: Time, rng: RNG, end: Tensor | None = None) -> Tensor:
+        """A draw of the marginal, as the inner process makes it."""
+        return self.inner.noised(x0, self.times(x0, t), rng, end)
 
     def forward(self, x_s: Tensor, s: Time, t: Time) -> Categorical:
         """The inner transition between the sites' own times."""

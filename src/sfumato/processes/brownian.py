@@ -167,8 +167,11 @@ class Brownian:
     def bridge(self, x_t: Tensor, q: Law[Tensor], t: Time, s: Time, eta: float = 1.0) -> Law[Tensor]:
         """The law of ``x_s`` given ``x_t`` and the belief ``q``: exact on the torus, refused on SO(3).
 
-        A belief that is no point is drawn from first.  At ``eta = 0`` the only chance left is the winding.
+        A belief that is no point is drawn from first.  At ``eta = 0`` the only chance left is the winding.  Raises
+        :class:`Refusal` for ``eta`` beyond [0, 1].
         """
+        if not 0 <= eta <= 1:
+            raise Refusal(f"eta={eta:g}: the share of fresh noise of a Brownian bridge lies in [0, 1]")
         if not isinstance(q, Dirac):
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
         sigma_t, sigma_s = self._sigma(t, x_t), self._sigma(s, x_t)

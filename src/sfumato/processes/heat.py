@@ -190,11 +190,13 @@ class Heat:
         """``A_s x0 + sqrt(1 - eta^2) (x_t - A_t x0)`` with fresh noise ``eta sigma``; at ``s = 0`` the point ``x0``.
 
         With a :class:`Restoration` the fresh noise is ``eta delta``, at ``s = 0``, too (the likelihood ``p(u_0 |
-        u_1)``).  Any other belief is drawn from first.
+        u_1)``).  Any other belief is drawn from first.  Raises :class:`Refusal` for ``eta`` beyond [0, 1].
         """
+        if not 0 <= eta <= 1:
+            raise Refusal(f"eta={eta:g}: the share of fresh noise of a Heat bridge lies in [0, 1]")
         if not isinstance(q, Dirac | Restoration):
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
-        mean, kept = self.blurred(q.x, s), math.sqrt(max(1 - eta**2, 0.0))
+        mean, kept = self.blurred(q.x, s), math.sqrt(1 - eta**2)
         if kept and (torch.is_tensor(s) or s > 0):
             rest = kept * (x_t - self.blurred(q.x, t))
             mean = mean + (against((s > 0).to(mean), mean) * rest if torch.is_tensor(s) else rest)

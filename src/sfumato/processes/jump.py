@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sfumato.core import Law, Time
+from sfumato.core import RNG, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical, Dirac, Through
-from sfumato.processes.kernels import Kernel, log_add, one_hot_log, safe_log
+from sfumato.processes.kernels import Kernel, beside, log_add, masks, one_hot_log, safe_log, widest
 from sfumato.schedules import ZERO_ALPHA, Schedule, Table, at, rates, wide
 from sfumato.spaces.tokens import Tokens
 from sfumato.trees import flat_sum
@@ -45,7 +45,7 @@ def survival(jumps: Any) -> Table:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Jump:
     """Tokens destroyed by ``kernel`` along ``schedule`` (its ``alpha``); states are int64 ``[b, ...]``.
 
@@ -88,8 +88,9 @@ class Jump:
     def _loss_of_signal(self, t: Time, x: Tensor) -> tuple[Any, Any]:
         """``(alpha, -d alpha/dt)`` that broadcast against ``x``; alpha is held above 0, so that rates stay finite."""
         alpha, _, slope, _ = rates(self.schedule, t, wide(x))
-        floor = torch.clamp(alpha, min=ZERO_ALPHA) if torch.is_tensor(alpha) else max(alpha, ZERO_ALPHA)
-        return floor, -slope
+        if not torch.is_tensor(alpha):
+            return max(alpha, ZERO_ALPHA), -slope
+        return beside(torch.clamp(alpha, min=ZERO_ALPHA), x), beside(-slope, x)
 
     def unmasking(self, t: Time, x: Tensor | None = None) -> Any:
         """``-alpha' / (1 - alpha)``: the rate at which a token that is gone comes back; a float or float64 tensor that
@@ -103,7 +104,7 @@ class Jump:
 
     def _logs(self, q: Law[Tensor]) -> Tensor:
         """The logarithm of a Dirac or Categorical belief, ``[b, ..., K]``."""
-        logq = one_hot_log(q.x, self.kernel.size, torch.float64) if isinstance(q, Dirac) else _logp(q)
+        logq = one_hot_log(q.x, self.kernel.size, widest(q.x)) if isinstance(q, Dirac) else _logp(q)
         if logq.shape[-1] != self.kernel.size:
             raise Refusal(f"a belief over {logq.shape[-1]} tokens but a kernel of {self.kernel.size}; they must agree")
         return logq
@@ -113,7 +114,14 @@ class Jump:
 
         A belief that gives no mass to anything possible is replaced by no knowledge at all.
         """
-        logq, _ = self._weights(q, x_t, self.signal(t, x_t))
+        mask = self.kernel.mask
+        if mask is None or not masks(self.kernel):
+            logq, _ = self._weights(q, x_t, self.signal(t, x_t))
+        else:
+            logq = self._logs(q)
+            lost = (logq == -math.inf).all(-1, keepdim=True)
+            shown = one_hot_log(x_t, self.kernel.size, logq.dtype)
+            logq = torch.where((x_t == mask)[..., None], torch.where(lost, 0.0, logq), shown)
         return Categorical(logq.log_softmax(-1), self.space)
 
     def _weights(self, q: Law[Tensor], x_t: Tensor, alpha: Any) -> tuple[Tensor, Tensor]:
@@ -140,7 +148,7 @@ class Jump:
 
     def prior(self, like: State) -> Categorical:
         """The kernel's limit law at every site, shaped like ``like``."""
-        return Categorical(safe_log(self.kernel.limit.to(like.device)).expand(*like.shape, -1), self.space)
+        return Categorical(safe_log(beside(self.kernel.limit, like)).expand(*like.shape, -1), self.space)
 
     def marginal(self, x0: State, t: Time, end: State | None = None) -> Categorical:
         """``q(x_t | x0) = P(alpha_t)[x0]``; with ``end``, a given draw of the prior, each site is still ``x0`` with
@@ -151,11 +159,20 @@ class Jump:
         alpha = self.signal(t, x0)
         if end is not None:
             return self._law(self.kernel.mix(x0, end, alpha))
-        return self._law(self.kernel.rows(x0, alpha, torch.float64))
+        return self._law(self.kernel.rows(x0, alpha, widest(x0)))
+
+    def noised(self, x0: State, t: Time, rng: RNG, end: State | None = None) -> State:
+        """A draw of ``marginal(x0, t, end)`` from the same uniform numbers, which never writes the law out: training
+        needs no ``K`` numbers a site for it."""
+        if end is not None:
+            return self.marginal(x0, t, end).draw(rng)
+        u = rng.uniform(tuple(x0.shape)).to(x0.device)
+        drawn: Tensor = self.space.project(self.kernel.redraw(x0, self.signal(t, x0), u))
+        return drawn
 
     def forward(self, x_s: State, s: Time, t: Time) -> Categorical:
         """``q(x_t | x_s) = P(alpha_t / alpha_s)[x_s]`` for ``s <= t``."""
-        return self._law(self.kernel.rows(x_s, _ratio(self.signal(t, x_s), self.signal(s, x_s)), torch.float64))
+        return self._law(self.kernel.rows(x_s, _ratio(self.signal(t, x_s), self.signal(s, x_s)), widest(x_s)))
 
     def bridge(self, x_t: State, q: Law[Tensor], t: Time, s: Time, eta: float = 1.0) -> Law[Tensor]:
         """The law of ``x_s`` given ``x_t`` and the belief ``q`` over ``x0``: a Categorical.
@@ -172,6 +189,8 @@ class Jump:
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
         later, earlier = self.signal(t, x_t), self.signal(s, x_t)
         laws = []
+        if masks(self.kernel):
+            eta = 0.0  # both are one law, and this way is the shorter
         if eta > 0:
             origin = self.kernel.push(self._explained(q, x_t, later), earlier)
             laws.append(origin + self._columns(x_t, _ratio(later, earlier), origin.dtype))
@@ -183,17 +202,17 @@ class Jump:
         return self._law(log_add(chain + math.log(eta), few + math.log(1 - eta)))
 
     def ratio(self, q: Law[Tensor], x_t: State, t: Time) -> Float[Tensor, "b ... k"]:
-        """The concrete score ``p_t(y) / p_t(x_t)`` that a belief implies, float64 ``[b, ..., K]``, 1 at ``y = x_t``."""
+        """The concrete score ``p_t(y) / p_t(x_t)`` that a belief implies, ``[b, ..., K]``, 1 at ``y = x_t``."""
         return self._log_ratio(q, x_t, self._loss_of_signal(t, x_t)[0]).exp()
 
     def _log_ratio(self, q: Law[Tensor], x_t: Tensor, alpha: Any) -> Tensor:
-        wide_q = q if isinstance(q, Dirac) else Categorical(_logp(q).double(), self.space)
+        wide_q = q if isinstance(q, Dirac) else Categorical(beside(_logp(q), x_t), self.space)
         return self.kernel.push(self._explained(wide_q, x_t, alpha), alpha)
 
     def reverse_rates(
         self, q: Law[Tensor], x_t: State, t: Time, eta: float = 1.0, noise: float = 0.0
     ) -> Float[Tensor, "b ... k"]:
-        """The rates ``[b, ..., K]`` (float64, 0 at ``x_t``) at which ``x_t`` jumps to ``y`` per unit of time backwards.
+        """The rates ``[b, ..., K]`` (0 at ``x_t``) at which ``x_t`` jumps to ``y`` per unit of time backwards.
 
         ``eta`` as in :meth:`bridge`, of which this is the limit: 1 reverses the chain, ``R[y, x_t] p_t(y) / p_t(x_t)``;
         0 is discrete flow matching.  ``noise`` adds jumps of the kernel forwards at that rate and their reversal, which
@@ -203,7 +222,8 @@ class Jump:
         if not (0 <= eta <= 1 and noise >= 0):
             raise Refusal(f"eta={eta}, noise={noise}: need eta in [0, 1] and noise of at least 0")
         alpha, slope = self._loss_of_signal(t, x_t)
-        pace, flow = _last(slope / alpha), torch.zeros((), dtype=torch.float64)
+        pace: Any = _last(slope / alpha)
+        flow: Any = 0.0
         reversal = self.kernel.inflow(x_t) * self._log_ratio(q, x_t, alpha).exp()
         if eta < 1:
             logq = self.condition(q, x_t, t).logp
@@ -219,16 +239,16 @@ class Jump:
         return self.condition(q, x_t, t).nll(x0)
 
     def rate(self, q: Law[Tensor], x0: State, x_t: State, t: Time) -> Float[Tensor, " b"]:
-        """The integrand of the continuous-time ELBO in nats, ``[b]``, float64: :meth:`score_entropy` at the ratios that
+        """The integrand of the continuous-time ELBO in nats, ``[b]``: :meth:`score_entropy` at the ratios that
         the belief implies."""
         return self._entropy(self._log_ratio(q, x_t, self._loss_of_signal(t, x_t)[0]), x0, x_t, t)
 
     def score_entropy(self, score: Float[Tensor, "b ... k"], x0: State, x_t: State, t: Time) -> Float[Tensor, " b"]:
         """``sum over y of rate(y -> x_t) (s_y - r_y + r_y log(r_y / s_y))`` at a stated concrete score ``[b, ..., K]``.
 
-        ``r = q(y | x0) / q(x_t | x0)``; the entry at ``x_t`` is not read (Lou et al. 2024).  ``[b]``, float64.
+        ``r = q(y | x0) / q(x_t | x0)``; the entry at ``x_t`` is not read (Lou et al. 2024).  ``[b]``.
         """
-        return self._entropy(safe_log(score.double()), x0, x_t, t)
+        return self._entropy(safe_log(beside(score, x_t)), x0, x_t, t)
 
     def _entropy(self, log_s: Tensor, x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         alpha, slope = self._loss_of_signal(t, x_t)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sfumato.errors import Refusal
+from sfumato.trees import precise_device
 
 #: A signal: the product of ``1 - jump probability``; a float, or a tensor that broadcasts against the tokens.
 Signal = Any
@@ -43,9 +44,19 @@ def log_sum(a: Tensor) -> Tensor:
     return top + safe_log((a - top).exp().sum(-1, keepdim=True))
 
 
+def widest(x: Tensor) -> torch.dtype:
+    """The format that laws of the tokens ``x`` are worked out in: float64, or float32 on a device without it."""
+    return torch.float64 if precise_device(x) == x.device else torch.float32
+
+
+def beside(value: Any, x: Tensor) -> Tensor:
+    """Numbers where ``x`` is, in its widest format."""
+    return torch.as_tensor(value, dtype=None if torch.is_tensor(value) else torch.float64).to(widest(x)).to(x.device)
+
+
 def against_tokens(r: Signal, x: Tensor) -> Tensor:
-    """A signal in float64 that broadcasts against ``x[..., None]``."""
-    value = torch.as_tensor(r, dtype=torch.float64, device=x.device)
+    """A signal in the widest format that broadcasts against ``x[..., None]``."""
+    value = beside(r, x)
     return value[..., None] if value.ndim else value
 
 
@@ -77,6 +88,10 @@ class Kernel(Protocol):
         """``log P(r)[x, .]``: where the token ``x`` may be later."""
         ...
 
+    def redraw(self, x: Tensor, r: Signal, u: Tensor) -> Tensor:
+        """A draw of ``P(r)[x, .]`` by the inverse cdf of uniform numbers ``u``, one a token."""
+        ...
+
     def columns(self, x: Tensor, r: Signal, dtype: torch.dtype) -> Tensor:
         """``log P(r)[., x]``: how likely every earlier token is to have become ``x``."""
         ...
@@ -99,11 +114,11 @@ class Kernel(Protocol):
         ...
 
     def inflow(self, x: Tensor) -> Tensor:
-        """``R[., x]`` without its diagonal: the rates at which every other token becomes ``x``, float64."""
+        """``R[., x]`` without its diagonal: the rates at which every other token becomes ``x``."""
         ...
 
     def outflow(self, x: Tensor) -> Tensor:
-        """``R[x, .]`` without its diagonal: the rates at which ``x`` becomes every other token, float64."""
+        """``R[x, .]`` without its diagonal: the rates at which ``x`` becomes every other token."""
         ...
 
 
@@ -130,16 +145,25 @@ def _off(v: Tensor, x: Tensor) -> Tensor:
 class RankOne:
     """Tokens are redrawn from ``pi [K]`` at one rate, ``R = 1 pi' - I``: O(K) a site.
 
-    See :func:`absorbing`, :func:`uniform` and :func:`marginal`.  Raises :class:`Refusal` where ``pi`` is no law or has
-    fewer than two tokens.
+    See :func:`absorbing`, :func:`uniform` and :func:`marginal`.  Two of one ``pi`` are equal.  Raises :class:`Refusal`
+    where ``pi`` is no law or has fewer than two tokens.
     """
 
-    pi: Tensor
+    pi: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pi", _law(self.pi, "pi"))
         if self.size < 2:
             raise Refusal(f"size={self.size}: a jump process needs at least two tokens")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RankOne) and torch.equal(self.pi, other.pi)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.pi.tolist()))
+
+    def __repr__(self) -> str:
+        return f"RankOne(size={self.size}, mask={self.mask})"
 
     @property
     def size(self) -> int:
@@ -157,7 +181,7 @@ class RankOne:
         return _only(self.pi)
 
     def _pi(self, x: Tensor) -> Tensor:
-        return self.pi.to(x.device)
+        return beside(self.pi, x)
 
     def rows(self, x: Tensor, r: Signal, dtype: torch.dtype) -> Tensor:
         """``log(r e_x + (1 - r) pi)``."""
@@ -165,6 +189,16 @@ class RankOne:
         kept = safe_log(r + (1 - r) * pi[x][..., None]).to(dtype)
         law = safe_log((1 - r) * pi).to(dtype).expand(*x.shape, self.size)
         return law.scatter(-1, x[..., None], kept)
+
+    def redraw(self, x: Tensor, r: Signal, u: Tensor) -> Tensor:
+        """``x`` itself over ``r`` and its own share of ``pi``, else a token of ``pi``: O(log K) a token."""
+        r, pi, u = beside(r, x), self._pi(x), beside(u, x)
+        edges, gone = pi.cumsum(0), 1 - r
+        below = gone * (edges - pi)[x]
+        other = torch.where(u < below, u, u - r) / torch.where(gone == 0, 1.0, gone)
+        last = int(self.pi.nonzero()[-1])
+        drawn = torch.searchsorted(edges, other.contiguous(), right=True).clamp(max=last)
+        return torch.where((u >= below) & (u < below + r + gone * pi[x]), x, drawn)
 
     def columns(self, x: Tensor, r: Signal, dtype: torch.dtype) -> Tensor:
         """``log(r e_x + (1 - r) pi_x)``."""
@@ -189,7 +223,7 @@ class RankOne:
 
     def agreeing_rates(self, x_t: Tensor, logq: Tensor, r: Signal) -> Tensor:
         """``q(y) / (1 - r)``: the conditional velocity of discrete flow matching (Gat et al. 2024, section 3)."""
-        return _off(logq.exp().to(torch.float64) / (1 - against_tokens(r, x_t)), x_t)
+        return _off(beside(logq.exp(), x_t) / (1 - against_tokens(r, x_t)), x_t)
 
     def mix(self, x0: Tensor, end: Tensor, r: Signal) -> Tensor:
         """``log(r e_x0 + (1 - r) e_end)``: still ``x0``, or already ``end``."""
@@ -204,6 +238,14 @@ class RankOne:
     def outflow(self, x: Tensor) -> Tensor:
         """``pi`` without ``x`` itself."""
         return _off(self._pi(x).expand(*x.shape, self.size), x)
+
+
+def masks(kernel: Kernel) -> bool:
+    """Whether a token is untouched until it is the mask: what is shown is certain, and a mask may have been any token.
+
+    (A rate matrix may end in a mask by way of other tokens.)
+    """
+    return isinstance(kernel, RankOne) and kernel.mask is not None
 
 
 def absorbing(size: int, mask: int | None = None) -> RankOne:
@@ -233,11 +275,11 @@ class RateMatrix:
     """Any rate matrix ``R [K, K]``: ``P(r) = exp(-log(r) R)``, O(K^2) a site; a signal of 1/e is one unit of time.
 
     Transitions are entrywise accurate (a Taylor series of a non-negative matrix, squared), and remembered for float
-    signals.  Raises :class:`Refusal` for a matrix that is not square, whose off-diagonal entries are negative, whose
-    rows do not sum to zero, or that never forgets where it started (no single limit law).
+    signals.  Two of one ``R`` are equal.  Raises :class:`Refusal` for a matrix that is not square, whose off-diagonal
+    entries are negative, whose rows do not sum to zero, or that never forgets where it started (no single limit law).
     """
 
-    rates: Any
+    rates: Any = field(repr=False)
     _seen: dict[float, Tensor] = field(default_factory=dict, repr=False)
     limit: Tensor = field(init=False, repr=False)
 
@@ -263,6 +305,15 @@ class RateMatrix:
         limit = torch.where(limit < 1e-15, 0.0, limit)
         object.__setattr__(self, "limit", limit / limit.sum())
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RateMatrix) and torch.equal(self.rates, other.rates)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.rates.flatten().tolist()))
+
+    def __repr__(self) -> str:
+        return f"RateMatrix(size={self.size})"
+
     @property
     def size(self) -> int:
         """The number of tokens."""
@@ -274,9 +325,9 @@ class RateMatrix:
         return _only(self.limit)
 
     def matrix(self, r: Signal) -> Tensor:
-        """``P(r)``: ``[K, K]`` for a float, ``[n, K, K]`` for ``n`` signals; float64, rows of sum 1."""
+        """``P(r)``: ``[K, K]`` for a float, ``[n, K, K]`` for ``n`` signals; float64, on the CPU, rows of sum 1."""
         if torch.is_tensor(r) and r.ndim:
-            return self._power(r.reshape(-1).double().cpu()).to(r.device)
+            return self._power(r.reshape(-1).cpu().double())
         r = float(r)
         if r not in self._seen:
             if len(self._seen) >= 256:
@@ -304,6 +355,14 @@ class RateMatrix:
         """``log P(r)[x, .]``."""
         return safe_log(_take(self.matrix(r), x)).to(dtype)
 
+    def redraw(self, x: Tensor, r: Signal, u: Tensor) -> Tensor:
+        """The inverse cdf of the row of every token."""
+        p = _take(self.matrix(r), x)
+        edges = p.cumsum(-1)
+        drawn = torch.searchsorted(edges, beside(u, x)[..., None] * edges[..., -1:], right=True)[..., 0]
+        last = self.size - 1 - (p > 0).flip(-1).to(torch.int8).argmax(-1)
+        return torch.minimum(drawn, last)
+
     def columns(self, x: Tensor, r: Signal, dtype: torch.dtype) -> Tensor:
         """``log P(r)[., x]``."""
         return safe_log(_take(self.matrix(r).mT, x)).to(dtype)
@@ -320,18 +379,18 @@ class RateMatrix:
         after, before = self.matrix(later), self.matrix(earlier)
         stay = torch.where(after > 0, before / torch.where(after > 0, after, 1.0), 1.0).clamp(max=1)
         held = _take(stay.mT, x_t)
-        q = logq.exp().to(torch.float64)
+        q = beside(logq.exp(), x_t)
         moved = _times(q * (1 - held), _normalised((before - after).clamp(min=0)))
         here = moved.gather(-1, x_t[..., None]) + (q * held).sum(-1, keepdim=True)
         return safe_log(moved.scatter(-1, x_t[..., None], here)).to(logq)
 
     def agreeing_rates(self, x_t: Tensor, logq: Tensor, r: Signal) -> Tensor:
         """The limit of :meth:`agree` per unit of signal regained."""
-        signal = torch.as_tensor(r, dtype=torch.float64)
+        signal = r.cpu().double() if torch.is_tensor(r) else torch.tensor(r, dtype=torch.float64)
         power = self.matrix(r)
         change = -(power @ self.rates) / (signal.reshape(-1, 1, 1) if signal.ndim else signal)
         leave = (-change).clamp(min=0) / torch.where(power > 0, power, 1.0)
-        q = logq.exp().to(torch.float64)
+        q = beside(logq.exp(), x_t)
         return _off(_times(q * _take(leave.mT, x_t), _normalised(change.clamp(min=0))), x_t)
 
     def mix(self, x0: Tensor, end: Tensor, r: Signal) -> Tensor:
@@ -340,11 +399,11 @@ class RateMatrix:
 
     def inflow(self, x: Tensor) -> Tensor:
         """``R[., x]`` off the diagonal."""
-        return _off(self.rates.to(x.device).T[x], x)
+        return _off(beside(self.rates, x).T[x], x)
 
     def outflow(self, x: Tensor) -> Tensor:
         """``R[x, .]`` off the diagonal."""
-        return _off(self.rates.to(x.device)[x], x)
+        return _off(beside(self.rates, x)[x], x)
 
 
 def _normalised(m: Tensor) -> Tensor:
@@ -354,7 +413,7 @@ def _normalised(m: Tensor) -> Tensor:
 
 def _take(m: Tensor, x: Tensor) -> Tensor:
     """The rows ``x [b, ...]`` of one matrix ``[K, K]`` or of one matrix a sample ``[b, K, K]``."""
-    m = m.to(x.device)
+    m = beside(m, x)
     if m.ndim == 2:
         return m[x]
     sample = torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1))
@@ -363,7 +422,7 @@ def _take(m: Tensor, x: Tensor) -> Tensor:
 
 def _times(w: Tensor, m: Tensor) -> Tensor:
     """``w m`` for weights ``[b, ..., K]`` and one matrix, or one a sample."""
-    product: Tensor = (w.flatten(1, -2) if w.ndim > 2 else w[:, None]).to(m.dtype) @ m.to(w.device)
+    product: Tensor = beside(w.flatten(1, -2) if w.ndim > 2 else w[:, None], w) @ beside(m, w)
     return product.reshape(w.shape)
 
 

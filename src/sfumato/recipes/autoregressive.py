@@ -3,7 +3,8 @@
 * process: blocks of one token (:mod:`sfumato.processes.blocks`), so that the ancestral update of every diffusion here
   samples it, too, in as many steps as there are tokens;
 * network: causal, moved by one place; all places learn from one pass;
-* loss: ``-log p(x_i | x_<i)``, exact, not a bound.
+* loss: ``-log p(x_i | x_<i)``, exact, not a bound;
+* sampling: what is written is kept as keys and values, so that a step reads one token, after a prompt read at once.
 
 Its two relatives are one setting away: ``block-diffusion`` (blocks of several tokens) and ``mdlm`` (one block).
 """

@@ -7,7 +7,7 @@ https://arxiv.org/abs/2503.09573.
 * network (section 3.3): one pass over the noisy blocks beside the clean ones; noisy tokens see their own block and the
   clean blocks before it;
 * loss (eq. 8): the masked bound of every block, all at once, each at its own time;
-* sampling: the ancestral update, ``sampling_steps`` over all blocks, as many for each.
+* sampling: the ancestral update, ``sampling_steps`` over all blocks, as many for each; whole blocks are read once.
 """
 
 from __future__ import annotations

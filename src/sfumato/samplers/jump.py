@@ -19,6 +19,7 @@ from sfumato.core import RNG, Carry, Law, Process
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
+from sfumato.processes.kernels import beside
 from sfumato.samplers.ancestral import require_rng
 from sfumato.samplers.history import require_choice
 
@@ -170,7 +171,7 @@ class DiscreteEuler:
         straight = process.bridge(x, q, t, s, 0.0)
         if s == 0 or self.noise == 0 or not isinstance(straight, Categorical):
             return straight
-        p = straight.logp.double().exp().scatter(-1, x[..., None], 0.0)
+        p = beside(straight.logp, x).exp().scatter(-1, x[..., None], 0.0)
         leave = p.sum(-1, keepdim=True).clamp(max=1)
         # the rate of a first jump that leaves with this chance; none may be left to leave, or to stay
         pace = torch.where(leave > 0, -torch.log1p(-leave) / torch.where(leave > 0, leave, 1.0), 0.0)

@@ -1,7 +1,8 @@
 """The sphere ``S^(d-1)``: unit vectors of any dimension along the last axis; places on Earth, directions.
 
 The contract: a state is ``[b, ..., d]`` with unit vectors along the last axis, each on its own sphere of radius 1
-and of dimension ``d - 1 >= 1``; a tangent vector is orthogonal to its point.
+and of dimension ``d - 1 >= 1``; a tangent vector is orthogonal to its point.  Two points are no sphere: ``d = 1`` is
+refused.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ import torch
 from torch import Tensor
 
 from sfumato.core import RNG
+from sfumato.errors import Refusal
 from sfumato.spaces.manifold import SHORT, dimensions, length, spread, tolerance
 from sfumato.trees import against, flat_sum
+
+
+def _ambient(x: Tensor) -> int:
+    """``d``, the length of the last axis; raises :class:`Refusal` below 2."""
+    d = x.shape[-1] if x.ndim else 0
+    if d < 2:
+        raise Refusal(f"a state of shape {tuple(x.shape)}: a sphere's are [b, ..., d] with d of 2 (a circle) or more")
+    return d
 
 
 def _axis_of_least(x: Tensor) -> Tensor:
@@ -30,18 +40,21 @@ class Sphere:
 
     def noise(self, like: Tensor, rng: RNG) -> Tensor:
         """Standard normal tangent vectors at ``like``."""
+        _ambient(like)
         return self.tangent(like, rng.normal(tuple(like.shape)).to(like))
 
     def project(self, x: Tensor) -> Tensor:
         """``x / |x|``; the origin, which has no nearest member, goes to the first axis."""
+        _ambient(x)
         size = length(x)
         first = torch.zeros_like(x)
         first[..., 0] = 1
         return torch.where(size > 0, x / torch.where(size > 0, size, 1.0), first)
 
     def contains(self, x: Tensor) -> bool:
-        """Whether every vector has length 1."""
-        return bool((torch.einsum("...i,...i->...", x, x) - 1).abs().le(tolerance(x)).all())
+        """Whether every vector has length 1, in two dimensions or more."""
+        unit = (torch.einsum("...i,...i->...", x, x) - 1).abs().le(tolerance(x)).all()
+        return x.shape[-1] > 1 and bool(unit)
 
     def sites(self, x: Tensor) -> float:
         """Every coordinate counts."""
@@ -49,7 +62,7 @@ class Sphere:
 
     def dof(self, x: Tensor) -> Tensor:
         """``d - 1`` a vector, ``[b]``."""
-        d = x.shape[-1]
+        d = _ambient(x)
         return dimensions(x, x[0].numel() // d * (d - 1) if len(x) else 0)
 
     def exp(self, x: Tensor, v: Tensor) -> Tensor:
@@ -93,12 +106,12 @@ class Sphere:
 
     def log_volume(self, like: Tensor) -> Tensor:
         """``log(2 pi^(d/2) / Gamma(d/2))`` a vector."""
-        d = like.shape[-1]
+        d = _ambient(like)
         return self.dof(like) / (d - 1) * self._log_area(d)
 
     def log_spread(self, x: Tensor, y: Tensor, share: Any) -> Tensor:
         """The cap of angle ``pi share``, denser where the sphere is narrower."""
-        d = x.shape[-1]
+        d = _ambient(x)
         r = length(self.log(x, y))[..., 0]
         return spread(r, against(share, r), d - 2, self._log_area(d))
 

@@ -22,7 +22,8 @@ from sfumato.errors import Refusal
 class Tokens:
     """``size`` tokens (a mask token counts as one) at sites of any shape ``[b, ...]``.
 
-    ``real``: a bool tensor that broadcasts against the states, True where a site holds data; None where all do.
+    ``real``: a bool tensor that broadcasts against the states, True where a site holds data; None where all do.  Two of
+    one size and padding are equal.
     Raises :class:`Refusal` for an empty vocabulary.
     """
 
@@ -32,6 +33,16 @@ class Tokens:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise Refusal(f"size={self.size}: a vocabulary needs at least one token")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokens) or self.size != other.size:
+            return False
+        if self.real is None or other.real is None:
+            return self.real is other.real
+        return torch.equal(self.real, other.real)
+
+    def __hash__(self) -> int:
+        return hash(self.size)
 
     def noise(self, like: Tensor, rng: RNG) -> Int[Tensor, "..."]:
         """Uniform tokens shaped and placed like ``like``: one uniform number a site."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfumato.core import RNG
 from sfumato.laws import Categorical, pool
+from sfumato.laws.manifold import Along
 from sfumato.processes.bound import add_parts
 from sfumato.testing.statistics import Z_LIMIT, columns, require, z_gap, z_mean
 
@@ -48,10 +49,16 @@ def _same(a: Any, b: Any) -> float:
     return float(torch.where(x == y, 0.0, (x - y).abs()).max())
 
 
+def _stated(law: Any) -> Tensor:
+    """What mixes linearly, side by side: the tangent vector of a point stated by one, else the point."""
+    return columns(law.v if isinstance(law, Along) else law.point())
+
+
 def check_pool(laws: Sequence[Any], rng: RNG) -> None:
     """Pooling a reference and a law: weight 1 is the law, weight 0 the reference, ``tilt`` is the pool.
 
-    For categorical laws also: a token that a term of non-zero weight forbids is never drawn at any guidance scale.
+    The points of laws of numbers mix linearly, as do the tangent vectors of points stated by them.  For categorical
+    laws: a token that a term of non-zero weight forbids is never drawn at any guidance scale.
     """
     reference, law = laws[0], laws[-1]
     name = f"pool of {type(law).__name__}"
@@ -63,11 +70,10 @@ def check_pool(laws: Sequence[Any], rng: RNG) -> None:
     for w in (0.0, 1.0, 2.5):
         gap = _same(law.tilt(reference, w), pool([reference, law], [1 - w, w]))
         require(gap < 1e-9, name, f"tilt(ref, {w}) is off the pool by {gap:.2e}")
-    twice = columns(pool([reference, law], [-1.0, 2.0]).point())
     if isinstance(law, Categorical):
         _check_forbidden(reference, law, name, rng)
     else:
-        linear = 2 * columns(law.point()) - columns(reference.point())
+        twice, linear = _stated(pool([reference, law], [-1.0, 2.0])), 2 * _stated(law) - _stated(reference)
         gap = float((twice - linear).abs().max())
         require(gap < 1e-6 * (1 + float(linear.abs().max())), name, f"w = 2 is off ref + 2 (law - ref) by {gap:.2e}")
 

@@ -1,13 +1,14 @@
 """The laws of spaces: membership, projection, noise of the right dimension, geodesics, the uniform law, symmetry.
 
 The contract checked: ``project`` lands in the space and moves no member, ``contains`` refuses what is off it, noise is
-standard in exactly ``dof`` dimensions and depends on a sample's own seed alone, and on manifolds ``exp`` and ``log``
-are inverse, distances are lengths of logs, and densities integrate to 1.
+standard in exactly ``dof`` dimensions (of tokens: uniform at ``dof`` sites) and depends on a sample's own seed alone,
+and on manifolds ``exp`` and ``log`` are inverse, distances are lengths of logs, and densities integrate to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ TOLERANCE = 1e-9
 
 
 def check_space(space: Space, x: Tensor, outside: Sequence[Tensor] = (), seed: int = 0) -> None:
-    """The laws of any space at a batch of members ``x`` (float64, two samples or more); ``outside``: states off it.
+    """The laws of any space at a batch of members ``x`` (float64, or int64 tokens; two samples or more).
 
+    ``outside``: states off it.  Noise of tokens must be uniform over the space's ``size`` at every real site.
     For a space with geodesics call :func:`check_manifold` as well.  Raises ``AssertionError`` naming the law.
     """
     name = type(space).__name__
@@ -59,6 +61,9 @@ def _check_dimension(space: Space, x: Tensor, rng: RNG, name: str, n: int = 4000
         copies = x[k : k + 1].expand(n, *x.shape[1:])
         own = _restrict(space, k)
         noise = own.noise(copies, rng)
+        if not noise.is_floating_point():
+            _check_uniform(noise, own.size, int(dof[k]), name)
+            continue
         rank = int(torch.linalg.matrix_rank(columns(noise)[:400], rtol=1e-6))
         require(rank == int(dof[k]), "dimension", f"{name}: noise spans {rank} dimensions, dof is {int(dof[k])}")
         square = own.square(noise) if isinstance(own, Manifold) else flat_sum(noise**2 * own.sites(noise))
@@ -66,9 +71,22 @@ def _check_dimension(space: Space, x: Tensor, rng: RNG, name: str, n: int = 4000
         require(z < Z_LIMIT, "dimension", f"{name}: noise has mean square {float(square.mean()):.4f}, |z| = {z:.1f}")
 
 
+def _check_uniform(noise: Tensor, size: int, dof: int, name: str) -> None:
+    """Tokens ``[n, ...]`` are uniform at ``dof`` sites and 0 at all others."""
+    sites = columns(noise)
+    real = sites[:, (sites != 0).any(0)]
+    require(real.shape[1] == dof, "dimension", f"{name}: noise at {real.shape[1]} sites, dof is {dof}")
+    for token in range(size):
+        # all sites of a sample together: they are independent
+        z = z_mean((real == token).double().mean(1), 1 / size)
+        require(z < Z_LIMIT, "dimension", f"{name}: noise is token {token} too often or too rarely, |z| = {z:.1f}")
+
+
 def _restrict(space: Any, k: int) -> Any:
-    """The space of sample ``k`` alone: a mask, where there is one, cut to its row."""
-    mask = getattr(space, "mask", None)
+    """The space of sample ``k`` alone: a mask (of tokens: what is real), where there is one, cut to its row."""
+    mask, real = getattr(space, "mask", None), getattr(space, "real", None)
+    if real is not None:
+        return replace(space, real=real[k % len(real)][None])
     return space if mask is None else type(space)(mask[k % len(mask)][None])
 
 

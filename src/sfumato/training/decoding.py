@@ -11,6 +11,7 @@ from typing import Any
 from sfumato.errors import Refusal
 from sfumato.guidance.prompts import Given
 from sfumato.guidance.tempered import tempered
+from sfumato.processes.blocks import Blocks
 from sfumato.samplers.jump import DiscreteEuler
 from sfumato.samplers.jump_masked import ConfidenceOrdered
 
@@ -38,7 +39,7 @@ def given(model: Any, prompt: str | None, infill: str | None) -> Given | None:
     if infill is None:
         row = text.prompt(model.transform, prompt or "")
     else:
-        if getattr(model.process, "size", None) is not None:
+        if isinstance(model.process, Blocks) and model.process.count(model.transform.length) > 1:
             raise Refusal(
                 f"{model.recipe} writes from left to right and cannot see what follows a gap; use --prompt, or mdlm"
             )

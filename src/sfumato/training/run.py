@@ -130,7 +130,7 @@ def _fresh(
     if auto_batch is not None:
         resolved = resolve(resolved, _fitting(model, units, parse_bytes(auto_batch), "batch" in settings, processes))
         model = chosen.build(resolved, units.spec(), origin)
-    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind)
+    refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind, recipe=chosen.name)
     _require_sampling(model)
     if resolved.reporting.best != "none":
         from sfumato.metrics import watch

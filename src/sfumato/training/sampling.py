@@ -18,6 +18,7 @@ from torch import Tensor
 import sfumato
 from sfumato import grids, samplers, schedules, spec
 from sfumato.core import Cond, Sampler, Time
+from sfumato.denoisers.tokens import Remembers
 from sfumato.errors import Refusal, nearest
 from sfumato.guidance import Mapped, autoguidance, cfg, interval, thresholds
 from sfumato.guidance.prompts import Given, Prompted
@@ -202,7 +203,10 @@ def _weak_guidance(model: Any, weak: Any, asked: float | None, between: tuple[fl
     ]
     for what, own, other in pairs:
         if own != other:
-            raise Refusal(f"autoguide: the weak model has {what} {other}, this one {own}; train both alike")
+            told = f"{what} {other}, this one {own}"
+            raise Refusal(
+                f"autoguide: the weak model has {told if len(told) < 200 else f'{what} of its own'}; train both alike"
+            )
     return weight
 
 
@@ -322,7 +326,8 @@ def carry_out(model: Any, job: Plan, *, batch: int = 256, watch: Any = None, pro
     """
     if batch < 1:
         raise Refusal(f"batch={batch}: needs at least 1")
-    network = _Counted(model.denoiser)
+    own = model.denoiser
+    network = _Counted(own.remembering() if isinstance(own, Remembers) else own)
     outer = _Counted(_guided(model, job, network))
     began, ends = time.perf_counter(), [model.like(0).cpu()]
     own, end = processes.share(job.n)

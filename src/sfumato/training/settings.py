@@ -135,7 +135,7 @@ class Sampling:
     """
 
     sampler: str = "ddim"
-    sampling_steps: int = 20
+    sampling_steps: int = idle(20, recipe="autoregressive")  # a token a step, as many as the text has
     grid: str = "uniform"
     guidance: float = idle(1.0, classes=0)
     clip: bool = True
@@ -222,7 +222,7 @@ def refuse_idle(defaults: S, settings: S, **facts: Any) -> None:
     """Raises :class:`Refusal` for a setting that differs from ``defaults`` while it does nothing (see :func:`idle`).
 
     ``facts``: what else is known of the run: ``out``, its folder or None; ``classes``, how many labels it has;
-    ``kind``, what its data are.
+    ``kind``, what its data are; ``recipe``, its name.
     Runs that are stored are not asked.
     """
     now, before = flatten(settings) | facts, flatten(defaults)

@@ -8,12 +8,12 @@ left to right and a bound (a negative evidence bound, NELBO) elsewhere; each say
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sfumato.core import Cond
@@ -26,6 +26,7 @@ from sfumato.processes.bound import step_kl
 from sfumato.randomness import as_rng
 from sfumato.training.settings import Optimisation, Sampling, require
 from sfumato.training.token_objectives import nelbo
+from sfumato.trees import cast, flat_sum, precise, precise_device
 
 # --------------------------------------------------------------------------------------------------------- settings
 
@@ -169,18 +170,52 @@ class ChainBound:
     def __call__(self, denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any) -> Float[Tensor, " b"]:
         process, source = denoiser.head.process, as_rng(rng)
         offset = source.uniform((len(x0),)).double()
-        total = process.marginal(x0, 1.0).kl(process.prior(x0)).double()
+        total = precise(process.marginal(x0, 1.0).kl(process.prior(x0)))
         for k in range(self.draws):
             step = (((offset + k) / self.draws) * self.steps).floor().clamp(max=self.steps - 1) + 1
             t, s = step / self.steps, (step - 1) / self.steps
-            x_t = process.marginal(x0, t).draw(source)
+            x_t = process.noised(x0, t, source)
             term = step_kl(process, denoiser(x_t, t), x0, x_t, t, s)
-            total = total + term.double() * self.steps / self.draws
+            total = total + precise(term) * self.steps / self.draws
         found: Tensor = total
         return found
 
 
 # ------------------------------------------------------------------------------------- from left to right, by blocks
+
+
+def _leading(same: Bool[Tensor, "b sites"]) -> int:
+    """How many places from the left on are true in every text."""
+    return int(same.all(0).to(torch.int8).cumprod(0).sum())
+
+
+@final
+class Reader:
+    """A network that reads texts piece by piece, and what it has read: keys and values of every place.
+
+    Each place is kept with the token and the time that it was read at; a call reads on from the first that differs, so
+    a result depends on its arguments alone and a memory is never out of date.  Without gradients, for one thread.
+    """
+
+    def __init__(self, net: Any) -> None:
+        self.net, self.block = net, net.mask.block
+        self.cache: Any = None
+        self.read: tuple[Tensor, Tensor] | None = None
+
+    def logits(self, x: Int[Tensor, "b n"], times: Float[Tensor, "b n"], new: int) -> Float[Tensor, "b m k"]:
+        """The logits of the last places of ``x``, at least ``new`` of them, given all before."""
+        used = 0
+        if self.read is not None and len(self.read[0]) == len(x):
+            tokens, moments = self.read
+            n = min(tokens.shape[1], x.shape[1])
+            used = _leading((tokens[:, :n] == x[:, :n]) & (moments[:, :n] == times[:, :n]))
+        else:
+            self.cache = self.net.cache(len(x))
+        used = min(used, x.shape[1] - new) // self.block * self.block
+        self.cache.rewind(used)
+        found: Tensor = self.net.extend(x[:, used:], self.cache, times[:, used:])
+        self.read = (x, times)
+        return found
 
 
 class NextToken(nn.Module):
@@ -193,15 +228,32 @@ class NextToken(nn.Module):
 
     def __init__(self, net: Any) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.mask = net, net.settings["vocabulary"] - 1
+
+    def _before(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.full_like(x[:, :1], self.mask), x[:, :-1]], 1)
 
     def forward(self, x: Int[Tensor, "b sites"], t: Tensor | None, cond: Cond | None = None) -> Tensor:
         """Logits ``[b, L, K]``; the mask token, which no data hold, stands before the first."""
-        mask = self.net.settings["vocabulary"] - 1
-        before = torch.cat([torch.full_like(x[:, :1], mask), x[:, :-1]], 1)
-        needed = x.shape[1] if self.training else min(x.shape[1], int((x != mask).all(0).sum()) + 1)
-        logits: Tensor = self.net(before[:, :needed], t, cond)
+        needed = x.shape[1] if self.training else min(x.shape[1], int((x != self.mask).all(0).sum()) + 1)
+        logits: Tensor = self.net(self._before(x)[:, :needed], t, cond)
         return nn.functional.pad(logits, (0, 0, 0, x.shape[1] - needed))
+
+    def remembering(self) -> Callable[[Tensor, Tensor, Cond | None], Tensor]:
+        """The same at the first masked place, which is the next one to be shown; of those before it, nothing new."""
+        reader = Reader(self.net)
+
+        def read(x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+            shown = _leading(x != self.mask)
+            if cond is not None or shown < int((x != self.mask).all(0).sum()):
+                found: Tensor = self(x, t, cond)
+                return found
+            before = self._before(x)[:, : shown + 1]
+            logits = reader.logits(before, torch.zeros(before.shape, device=x.device), 1)
+            first = before.shape[1] - logits.shape[1]
+            return nn.functional.pad(logits, (0, 0, first, x.shape[1] - before.shape[1]))
+
+        return read
 
 
 class BlockNet(nn.Module):
@@ -218,9 +270,27 @@ class BlockNet(nn.Module):
         step within a block shows, nothing (zeros)."""
         size, length = self.process.size, x.shape[1]
         needed = size * (1 + self.process.active(length, float(t.min())))
-        local = self.process.times(x, t)[:, :needed].to(torch.float32)
+        local = self.process.times(x, t)[:, :needed].to(torch.float32).to(x.device)
         logits: Tensor = self.net.blocks(x[:, :needed], x[:, :needed], local, cond)
         return nn.functional.pad(logits, (0, 0, 0, length - needed))
+
+    def remembering(self) -> Callable[[Tensor, Tensor, Cond | None], Tensor]:
+        """The same for the block that appears at ``t``; the blocks before it, which are whole, are read once."""
+        reader = Reader(self.net)
+
+        def read(x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
+            size, length = self.process.size, x.shape[1]
+            needed = size * (1 + self.process.active(length, float(t.min())))
+            whole = bool((x[:, : needed - size] != self.process.kernel.mask).all())
+            if cond is not None or not whole or float(t.min()) != float(t.max()):
+                found: Tensor = self(x, t, cond)
+                return found
+            local = self.process.times(x, t)[:, :needed].to(torch.float32).to(x.device)
+            local[:, : needed - size] = 0.0  # at a boundary the block before is as whole as it will be
+            logits = reader.logits(x[:, :needed], local, size)
+            return nn.functional.pad(logits, (0, 0, needed - logits.shape[1], length - needed))
+
+        return read
 
 
 @final
@@ -231,10 +301,8 @@ class Exact:
     name: ClassVar[str] = "exact"
 
     def __call__(self, denoiser: Any, x0: Int[Tensor, "b sites"], rng: Any = None) -> Float[Tensor, " b"]:
-        logits = denoiser.net(x0, None)
         hidden = torch.full_like(x0, denoiser.head.process.kernel.mask)
-        nll: Tensor = denoiser.head(logits, hidden, 1.0).nll(x0)
-        return nll
+        return flat_sum(denoiser.head.cost(denoiser.net(x0, None), x0, hidden, 1.0))
 
 
 @final
@@ -268,11 +336,11 @@ class BlockBound:
         """One estimate in nats per sequence at base times ``t [b]``."""
         process: Blocks = denoiser.head.process
         block, n = process.block_of(x0.shape[1]), process.count(x0.shape[1])
-        local = ((t.double().cpu()[:, None] + block / n) % 1.0).clamp(1e-4, 1.0).to(x0.device)
-        x_t = process.inner.marginal(x0, local).draw(rng)
-        logits = denoiser.net.net.blocks(x_t, x0, local.to(torch.float32), None)
-        rate: Tensor = process.inner.rate(Subs(process.inner)(logits, x_t, 1.0), x0, x_t, local)
-        return rate
+        local = ((t.double().cpu()[:, None] + block / n) % 1.0).clamp(1e-4, 1.0).to(precise_device(x0))
+        x_t = process.inner.noised(x0, local, rng)
+        logits = denoiser.net.net.blocks(x_t, x0, local.to(torch.float32).to(x0.device), None)
+        cost = Subs(process.inner).cost(logits, x0, x_t, 1.0)
+        return flat_sum(cast(process.inner.unmasking(local, x0), cost) * cost)
 
 
 @final

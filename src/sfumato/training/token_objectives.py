@@ -24,17 +24,27 @@ from sfumato.errors import Refusal
 from sfumato.laws import Dirac
 from sfumato.processes.bound import Bound, step_kl
 from sfumato.processes.jump import Jump
+from sfumato.processes.kernels import masks
 from sfumato.randomness import Uniforms, as_rng
 from sfumato.training.times import EDGE
-from sfumato.trees import flat_sum
+from sfumato.trees import cast, flat_sum
 
 
 @runtime_checkable
-class StatesRatios(Protocol):
+class StatesCost(Protocol):
+    """A head that knows ``-log p(x0 | x_t)`` from the raw output, without writing its belief out."""
+
+    def cost(self, raw: Tensor, x0: Tensor, x_t: Tensor, t: Time) -> Tensor | None:
+        """Nats ``[b, ...]`` of every site; None where only the belief itself tells."""
+        ...
+
+
+@runtime_checkable
+class StatesEntropy(Protocol):
     """A head whose raw output states a concrete score of its own, apart from its belief."""
 
-    def ratios(self, raw: Tensor, x_t: Tensor, t: Time) -> Tensor:
-        """The score ``[b, ..., K]``."""
+    def entropy(self, raw: Tensor, x0: Tensor, x_t: Tensor) -> Tensor:
+        """The score entropy ``[b, ...]`` of every site over the rate of unmasking."""
         ...
 
 
@@ -47,7 +57,31 @@ def _noised(process: Any, x0: Tensor, t: Time, rng: Any, eps: Tensor | None, end
     if rng is None and eps is None:
         raise Refusal("a loss draws tokens but rng is None; pass a Stream, an int seed, or eps: uniforms in [0, 1)")
     source: RNG = as_rng(rng) if eps is None else Uniforms(eps)
-    found: Tensor = process.marginal(x0, t, end).draw(source)
+    found: Tensor = process.noised(x0, t, source, end)
+    return found
+
+
+def _sum(process: Any, terms: Tensor) -> Tensor:
+    return flat_sum(terms * process.space.sites(terms))
+
+
+def _cost(denoiser: Any, x0: Tensor, x_t: Tensor, t: Time, cond: Cond | None) -> Tensor:
+    """``process.loss`` of the belief, ``[b]``: from the raw output where the head knows how."""
+    process, raw = denoiser.head.process, denoiser.raw(x_t, t, cond)
+    terms = denoiser.head.cost(raw, x0, x_t, t) if isinstance(denoiser.head, StatesCost) else None
+    found: Tensor = process.loss(denoiser.head(raw, x_t, t), x0, x_t, t) if terms is None else _sum(process, terms)
+    return found
+
+
+def _costs_alone(denoiser: Any) -> bool:
+    """Whether every bound is a weight times the cost of masked sites."""
+    return masks(denoiser.head.process.kernel) and isinstance(denoiser.head, StatesCost)
+
+
+def _unmasked(process: Any, t: Tensor, s: Tensor) -> Tensor:
+    """The share of masked sites that a step from ``t`` to ``s`` shows, ``[b]``."""
+    later, earlier = process.signal(t), process.signal(s)
+    found: Tensor = (earlier - later) / (1 - later)
     return found
 
 
@@ -93,8 +127,12 @@ class D3PM:
         process = denoiser.head.process
         t, s = _last_step(t, self.steps)
         x_t = _noised(process, x0, t, rng, eps, end)
-        q = denoiser(x_t, t, cond)
-        total = step_kl(process, q, x0, x_t, t, s) + self.auxiliary * process.loss(q, x0, x_t, t)
+        if _costs_alone(denoiser):
+            cost = _cost(denoiser, x0, x_t, t, cond)
+            total = (cast(_unmasked(process, t, s), cost) + self.auxiliary) * cost
+        else:
+            q = denoiser(x_t, t, cond)
+            total = step_kl(process, q, x0, x_t, t, s) + self.auxiliary * process.loss(q, x0, x_t, t)
         return _per_token(process, self.steps * total, x0)
 
 
@@ -131,11 +169,10 @@ class MDLM:
             weight = process.unmasking(t)
         else:
             t, s = _last_step(t, self.steps)
-            later, earlier = process.signal(t), process.signal(s)
-            weight = self.steps * (earlier - later) / (1 - later)
+            weight = self.steps * _unmasked(process, t, s)
         x_t = _noised(process, x0, t, rng, eps, end)
-        loss = process.loss(denoiser(x_t, t, cond), x0, x_t, t)
-        return _per_token(process, weight.to(loss) * loss, x0)
+        loss = _cost(denoiser, x0, x_t, t, cond)
+        return _per_token(process, cast(weight, loss) * loss, x0)
 
 
 @final
@@ -159,9 +196,12 @@ class ScoreEntropy:
         """The loss ``[b]`` in nats per token."""
         process = denoiser.head.process
         x_t = _noised(process, x0, t, rng, eps, end)
-        if isinstance(denoiser.head, StatesRatios):
-            score = denoiser.head.ratios(denoiser.raw(x_t, t, cond), x_t, t)
-            return _per_token(process, process.score_entropy(score, x0, x_t, t), x0)
+        if isinstance(denoiser.head, StatesEntropy):
+            entropy = _sum(process, denoiser.head.entropy(denoiser.raw(x_t, t, cond), x0, x_t))
+            return _per_token(process, cast(process.unmasking(t), entropy) * entropy, x0)
+        if _costs_alone(denoiser):
+            cost = _cost(denoiser, x0, x_t, t, cond)
+            return _per_token(process, cast(process.unmasking(t), cost) * cost, x0)
         return _per_token(process, process.rate(denoiser(x_t, t, cond), x0, x_t, t), x0)
 
 
@@ -194,16 +234,16 @@ class DiscreteFlow:
         """The loss ``[b]`` in nats per token."""
         process = denoiser.head.process
         x_t = _noised(process, x0, t, rng, eps, end)
-        q = denoiser(x_t, t, cond)
-        loss = process.loss(q, x0, x_t, t) if self.form == "cross-entropy" else flow_divergence(process, q, x0, x_t, t)
-        return _per_token(process, loss, x0)
+        if self.form == "cross-entropy":
+            return _per_token(process, _cost(denoiser, x0, x_t, t, cond), x0)
+        return _per_token(process, flow_divergence(process, denoiser(x_t, t, cond), x0, x_t, t), x0)
 
 
 def flow_divergence(
     process: Jump, q: Law[Tensor], x0: Int[Tensor, "b ..."], x_t: Int[Tensor, "b ..."], t: Time
 ) -> Float[Tensor, " b"]:
     """``sum over y of u_q(y) - u(y) + u(y) log(u(y) / u_q(y))`` between the flow's jump rates (``eta = 0``) of a belief
-    and of the truth: the KL of their paths per unit of time in nats, ``[b]``, float64."""
+    and of the truth: the KL of their paths per unit of time in nats, ``[b]``."""
     stated = process.reverse_rates(q, x_t, t, eta=0.0)
     true = process.reverse_rates(Dirac(x0), x_t, t, eta=0.0)
     here = true > 0
