@@ -2,6 +2,8 @@
 
 A job is a line of JSON: ``{"task": NAME, "processes": n, "kill": SECONDS or null, ...}``; all else goes to the task, a
 function below.  The processes of a job know each other as a launcher would have it (``RANK``, ``WORLD_SIZE``, ...).
+``others``: arguments that all processes but the first have more.  ``fault``: what fails in process ``faulty``,
+as ``module:Class.function``, by a full disk, or ``gone``: by ending at once.  All of them have five minutes.
 With ``kill`` they get SIGKILL after so many seconds; with ``kill_while``, a pattern of files, while there is one that
 was not there before.  Answers with a line of their exit codes and the seconds it took.
 """
@@ -39,6 +41,8 @@ from sfumato.training.settings import Optimisation
 
 torch.set_num_threads(1)
 OK, REFUSED, STOPPED, BROKEN = 0, 2, 130, 1
+#: Seconds that a process has, at most.
+LONGEST = 300
 
 
 # ------------------------------------------------------------------------------------------------------------ tasks
@@ -66,8 +70,9 @@ def train(job: dict[str, Any]) -> int:
 def cli(job: dict[str, Any]) -> int:
     """The command line; what it prints goes to ``log``, with the number of the process."""
     text = io.StringIO()
+    more = job.get("others", []) if os.environ.get("RANK", "0") != "0" else []
     with redirect_stdout(text), redirect_stderr(text):
-        code = command.run(job["arguments"])
+        code = command.run(job["arguments"] + more)
     Path(f"{job['log']}.{os.environ.get('RANK', '0')}").write_text(text.getvalue())
     return code
 
@@ -152,6 +157,15 @@ def diverge(job: dict[str, Any]) -> int:
     return OK
 
 
+def turn(path: Path, main: bool) -> bool:
+    """Whether the first process has been here; it takes its time."""
+    there = path.exists()
+    if main:
+        time.sleep(0.3)
+        path.touch()
+    return there
+
+
 def talk(job: dict[str, Any]) -> int:
     """What processes tell each other: written by every one of them."""
     processes = parallel.join("cpu")
@@ -162,7 +176,7 @@ def talk(job: dict[str, Any]) -> int:
         "joined": processes.joined(torch.arange(first, last), first, 7).tolist(),
         "told": processes.told(f"of {processes.rank}"),
         "agreed": list(processes.agree(10.0 + processes.rank, processes.rank == 1)),
-        "turns": processes.in_turn(lambda: len(list(Path(job["out"]).parent.glob("turn*")))),
+        "turns": processes.in_turn(lambda: turn(Path(f"{job['out']}.turn"), processes.main)),
     }
 
     def refuse() -> None:
@@ -191,8 +205,25 @@ def _port() -> int:
         return int(free.getsockname()[1])
 
 
+def _fail(where: str, gone: bool) -> None:
+    """From now on a function fails."""
+    module, _, path = where.partition(":")
+    holder, _, name = path.rpartition(".")
+    owner = importlib.import_module(module)
+
+    def failing(*args: Any, **named: Any) -> Any:
+        if gone:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(28, "No space left on device", "somewhere")
+
+    setattr(getattr(owner, holder) if holder else owner, name, failing)
+
+
 def _child(job: dict[str, Any], rank: int, count: int, port: int) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.alarm(LONGEST)
+    if job.get("fault") is not None and rank == job.get("faulty", 0):
+        _fail(job["fault"], bool(job.get("gone")))
     if count > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")

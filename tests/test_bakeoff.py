@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,14 @@ from sfumato import bakeoff as baking
 from sfumato.__main__ import run as run_sfumato
 from sfumato.bakeoff import Terms, entries, stored
 from sfumato.bakeoff.plan import shares
-from sfumato.bakeoff.report import curves, ordered, rows
+from sfumato.bakeoff.report import _again, _unlike, curves, ordered, rows
 from sfumato.bakeoff.run import Interrupted, Result, Yardstick, bakeoff, seconds_at
 from sfumato.training import run as training
 from sfumato.training.phema import stored as snapshots
 
 TINY: dict[str, Any] = {
-    "channels": [8], "attention": [False], "patch": 2, "blocks": 1, "batch": 32, "reports": 1, "grid_columns": 0,
-    "validation_images": 16, "precision": "float32",
+    "channels": [8], "attention": [False], "patch": 2, "blocks": 1, "batch": 32, "validation_images": 16,
+    "precision": "float32",
 }  # fmt: skip
 TERMS = Terms(steps=12, n=200, few=100, moments=2, nfe=(2, 3), seed=3)
 SETTINGS = {**TINY, "flow.lr": 0.002, "sampling_steps": 2}
@@ -214,7 +218,10 @@ def test_terms() -> None:
 def test_teachers_come_first_and_settings_are_shared_out(data: Any, tmp_path: Path) -> None:
     found = entries("reflow,flow,edm", data, {"lr": 1, "edm.lr": 2})
     assert [(e.recipe, e.teacher) for e in found] == [("flow", ""), ("edm", ""), ("reflow", "flow")]
-    assert found[2].given(tmp_path, 4) == {"snapshots": 4, "teacher": str(tmp_path / "runs" / "flow"), "lr": 1}
+    watched = {"snapshots": 4, "reports": 1, "grid_columns": 0}
+    assert found[2].given(tmp_path, 4) == watched | {"teacher": str(tmp_path / "runs" / "flow"), "lr": 1}
+    [own] = entries("flow", data, {"reports": "3", "lr": "1e-3"})
+    assert own.plain("images", 4) == watched | {"reports": 3, "lr": 0.001}
     assert shares({"edm.lr": 2, "lr": 1}, ["edm", "flow"]) == {"edm": {"lr": 2}, "flow": {"lr": 1}}
 
 
@@ -226,7 +233,7 @@ def test_small_data_are_measured_by_what_they_suffice_for(data: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------- the report
 
 
-def made(recipe: str, value: float, better: str = "lower") -> Result:
+def made(recipe: str, value: float, better: str = "lower", threads: int = 2) -> Result:
     record = {"name": "frechet", "value": value, "floor": 0.5, "better": better}
     moments = [{"seconds": float(s), "records": [record | {"value": value + s}]} for s in (1, 2)]
     sampling = {"sampler": "heun", "steps": 2, "guidance": 1.0, "nfe": 3, "milliseconds_per_sample": 1.0}
@@ -239,6 +246,7 @@ def made(recipe: str, value: float, better: str = "lower") -> Result:
             "sampling": sampling,
             "trained": {"steps": 1},
             "parameters": 10,
+            "machine": {"cpu": "C", "cores": 2, "threads": threads, "device": "cpu"},
         }
     )
 
@@ -263,18 +271,64 @@ def test_the_curves_are_the_points() -> None:
     assert not chart.log_x
 
 
+def test_watching_takes_nothing_of_the_minutes(done: Any) -> None:
+    """One report, when the budget is spent: some recipes validate ten times as slowly as others."""
+    out, _, _ = done
+    for name in ("flow", "edm"):
+        settings = json.loads((out / "runs" / name / "config.json").read_text())["settings"]
+        assert (settings["reports"], settings["grid_columns"]) == (1, 0)
+        log = [json.loads(line) for line in (out / "runs" / name / "log.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in log if line["kind"] == "validation"] == [12]
+
+
+def test_results_of_two_machines_say_so(done: Any, tmp_path: Path) -> None:
+    results = [made("a", 3.0), made("b", 1.0), made("c", 2.0, threads=8)]
+    line = "Not measured alike (threads 2 for a, b | 8 for c): neither their minutes nor ms a sample can be set side by"
+    assert _unlike(results)[0].startswith(line)
+    assert _unlike(results[:2]) == []
+    out = tmp_path / "out"
+    shutil.copytree(done[0], out)
+    assert all(result.stored["machine"]["device"] == "cpu" for result in stored(out))
+    assert "Not measured alike" not in baking.write(out).read_text() + (out / "bakeoff.md").read_text()
+    path = out / "results" / "edm.json"
+    elsewhere = json.loads(path.read_text())
+    elsewhere["machine"]["device"] = "cuda: Some GPU"
+    path.write_text(json.dumps(elsewhere))
+    assert "(device cpu for flow | cuda: Some GPU for edm)" in baking.write(out).read_text()
+    assert "(device cpu for flow | cuda: Some GPU for edm)" in (out / "bakeoff.md").read_text()
+
+
+def test_the_command_on_the_page_is_the_same_bakeoff(done: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It continues the folder: every term and setting is there, or it would be refused."""
+    out, found, _ = done
+    [line] = re.findall(r"sfumato bakeoff [^<\n]*", html.unescape((out / "report.html").read_text()))
+    words = shlex.split(line)
+    assert [word for word in words if word.startswith("flow.")] == ["flow.lr=0.002"]
+    monkeypatch.setattr(training, "train", None)  # nothing is left to do
+    assert run_sfumato(words[1:]) == 0
+    assert {r.recipe: r.stored for r in stored(out)} == {r.recipe: r.stored for r in found}
+    plan = json.loads((out / "bakeoff.json").read_text())
+    plan["data"]["options"] = {"resolution": [32, 24], "label_column": "digit"}
+    plan["settings"] |= {"reflow": {"snapshots": 2, "teacher": "runs/flow", "lr": 0.5}}
+    again = shlex.join(_again(plan))
+    assert "--resolution 32x24 --label-column digit --steps 12 --seed 3 --n 200 --few 100 --moments 2" in again
+    assert "--nfe 2,3" in again
+    assert "reflow.lr=0.5" in again
+    assert "teacher" not in again
+
+
 def test_the_report(done: Any) -> None:
     out, found, _ = done
-    html = (out / "report.html").read_text()
+    page = (out / "report.html").read_text()
     for result in found:
         for record in result.records:
-            assert f"{record['value']:.4g}" in html
+            assert f"{record['value']:.4g}" in page
         for point in (*result.stored["moments"], *result.stored["nfe"]):
             value = next(r["value"] for r in point["records"] if r["name"] == "frechet")
-            assert f"{value:.5g}" in html
-        assert f'alt="Samples of {result.recipe}"' in html
-    assert "lr=0.002" in html
-    assert "Not done yet" not in html
+            assert f"{value:.5g}" in page
+        assert f'alt="Samples of {result.recipe}"' in page
+    assert "lr=0.002" in page
+    assert "Not done yet" not in page
     with Image.open(out / "bakeoff.png") as sheet, Image.open(out / "samples" / "edm.png") as strip:
         assert sheet.height == 2 * strip.height
     lines = (out / "bakeoff.md").read_text().splitlines()
@@ -324,5 +378,5 @@ def test_other_kinds_of_data(name: str, recipe: str, tmp_path: Path) -> None:
     assert result.records
     assert len(result.stored["moments"]) == len(result.stored["nfe"]) == 1
     assert stored(tmp_path / "out")[0].stored == result.stored
-    assert f"Samples of {recipe}" in (tmp_path / "out" / "report.html").read_text() or recipe == "mdlm"
+    assert f"{recipe}: first seeds, none chosen" in (tmp_path / "out" / "report.html").read_text()
     assert baking.write(tmp_path / "out").exists()

@@ -123,6 +123,10 @@ def test_how_data_are_read(tmp_path: Path) -> None:
     asked = files.together(filed, {}, {"resolution": "8x12"}, {})
     assert asked.how() == sf.data.Options(resolution=(8, 12), labels="none")
     assert asked.notes == (f"resolution=8x12 (the command line) in place of resolution: 16 ({tmp_path / 'run.yaml'})",)
+    for said, meant in (("label_column: null", "None"), ("labels: no", "False"), ("crop: 0.5", "0.5")):
+        (tmp_path / "run.yaml").write_text(f"recipe: flow\ndata: photos\n{said}\n")
+        with pytest.raises(sf.Refusal, match=f"{said.partition(':')[0]} is {meant}; write a whole number, or a text"):
+            files.read(tmp_path / "run.yaml")
 
 
 # ------------------------------------------------------------------------------------------------------ repeating a run

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from sfumato import data
-from sfumato.data import loading
+from sfumato.data import cards
 from sfumato.data.grid import image_grid, show
 from sfumato.data.packed import pack, unpack
 from sfumato.data.sets import Data
@@ -38,7 +38,7 @@ def one_line(refused: pytest.ExceptionInfo[Refusal]) -> str:
 
 
 def test_mnist_is_the_published_set(mnist: Data) -> None:
-    card = json.loads((loading.FILES / "mnist.json").read_text())
+    card = json.loads((cards.FILES / "mnist.json").read_text())
     assert card["package_sha256"].startswith("8f87f2d0d9133e6c")
     found = {
         "train.x": mnist.train.x.numpy().tobytes(),
@@ -53,7 +53,7 @@ def test_mnist_is_the_published_set(mnist: Data) -> None:
     assert mnist.train.counts(10) == (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949)
     assert mnist.test.counts(10) == (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
     assert mnist.train.label[:5].tolist() == [5, 0, 4, 1, 9]
-    assert (loading.FILES / "mnist.npz").stat().st_size <= 12_000_000
+    assert (cards.FILES / "mnist.npz").stat().st_size <= 12_000_000
 
 
 def test_splits_do_not_share_images(mnist: Data) -> None:
@@ -175,8 +175,8 @@ def test_unknown_name_gives_the_nearest(name: str, hint: str) -> None:
 )
 def test_damaged_embedded_file(damage: str, match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".npz", ".json"):
-        shutil.copy(loading.FILES / f"digits{suffix}", tmp_path)
-    monkeypatch.setattr(loading, "FILES", tmp_path)
+        shutil.copy(cards.FILES / f"digits{suffix}", tmp_path)
+    monkeypatch.setattr(cards, "FILES", tmp_path)
     assert data.load("digits").shape == (1, 8, 8)
     blob, card = (tmp_path / "digits.npz").read_bytes(), tmp_path / "digits.json"
     if damage == "flip":

@@ -108,4 +108,8 @@ def run(arguments: list[str]) -> int:
         arguments = [*arguments, *some]
     if arguments[0] == "compare" and "--n" not in arguments:
         arguments = [*arguments, "--n", "100"]
+    if arguments[0] == "bakeoff":
+        k = arguments.index("--minutes")
+        arguments[k : k + 2] = ["--steps", "2", "--n", "100", "--few", "50", "--moments", "1", "--nfe", "1"]
+        arguments = [*arguments, *TINY]
     return run_sfumato(arguments)

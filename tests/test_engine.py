@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from sfumato.data.rows import Dataset, ahead
 from sfumato.errors import Refusal
 from sfumato.randomness import Stream
 from sfumato.training import checkpoint as checkpoints
+from sfumato.training import monitor
 from sfumato.training.estimate import (
     Allocations,
     Expected,
@@ -31,7 +33,8 @@ from sfumato.training.files import read_json
 from sfumato.training.horizon import Seconds, Steps
 from sfumato.training.loop import train_steps
 from sfumato.training.optim import Optimiser
-from sfumato.training.parallel import units
+from sfumato.training.parallel import ALONE, units
+from sfumato.training.run import Stopped
 from sfumato.training.settings import Optimisation, resolve
 
 TINY: dict[str, Any] = {
@@ -142,6 +145,12 @@ def test_other_words_are_no_bytes(text: str) -> None:
         parse_bytes(text)
 
 
+def test_what_is_divided_is_held_in_parts() -> None:
+    found = Expected(1000, 0.0, 16_000, 500.0, 100.0, 0.0, False).divided(4)
+    assert found.held == 4_000 + 4_000  # a quarter of weights, moments and averages; an average whole
+    assert found.memory(2) == 8_000 + 700
+
+
 def test_the_most_rows_that_fit() -> None:
     found = Expected(0, 0.0, 1000, 500.0, 100.0, 0.0, False)
     assert rows_that_fit(found, 10_000.0) == 72  # (9000 - 1500) / 100 = 75, a multiple of 8
@@ -172,12 +181,44 @@ def test_a_batch_is_chosen_or_kept_in_parts(tmp_path: Path, monkeypatch: pytest.
         sf.train("flow", "digits", out=tmp_path / "a", resume=True, quiet=True, auto_batch="1GB")
 
 
+def stopped_at(step: int, **given: Any) -> str:
+    """Train until ``step``, where a Ctrl-C comes; returns what is said of it."""
+    real = monitor.Log.step
+
+    def interrupted(self: monitor.Log, record: Any) -> None:
+        if record.step == step:
+            signal.raise_signal(signal.SIGINT)
+        real(self, record)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitor.Log, "step", interrupted)
+        with pytest.raises(Stopped) as stopped:
+            sf.train("flow", "digits", quiet=True, **given)
+    return str(stopped.value)
+
+
+def test_a_batch_is_of_the_rows_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato.training import run as running
+
+    monkeypatch.setattr(running, "taken", lambda device: 0.0)
+    monkeypatch.setattr(running, "expect", lambda model, rows: Expected(0, 0.0, 0, 0.0, 1.0, 0.0, False))
+    model, rows = build("flow", **(TINY | {"accumulate": 4}))
+    data = sf.data.load("digits").prepared(model.settings)
+    found = [running._fitting(model, data, limit, kept, ALONE, False) for kept in (False, True) for limit in (1e9, 1.2)]
+    assert found == [{"batch": len(rows) // 4 * 4}, {"batch": 4}, {"accumulate": 4}, {"accumulate": 16}]
+
+
 def test_how_a_step_is_computed_may_change_on_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    sf.train("flow", "digits", steps=2, out=run, quiet=True, **TINY)
+    whole = sf.train("flow", "digits", steps=4, quiet=True, **TINY)
+    assert stopped_at(2, steps=4, out=run, **TINY).endswith("--resume"), "nothing changed yet"
+    told = stopped_at(3, out=run, resume=True, accumulate=3, recompute=True)
+    assert told.endswith("--resume --set accumulate=3 --set recompute=true")
     model = sf.train("flow", "digits", out=run, resume=True, quiet=True, accumulate=3, recompute=True)
     assert (model.settings.optimisation.accumulate, model.settings.optimisation.recompute) == (3, True)
-    assert checkpoints.steps_of(run)[-1] == 2
+    assert checkpoints.steps_of(run)[-1] == 4
+    for name, value in whole.net.state_dict().items():
+        torch.testing.assert_close(model.net.state_dict()[name], value, rtol=0, atol=1e-3, msg=name)
     with pytest.raises(Refusal, match="batch 16, not 8"):
         sf.train("flow", "digits", out=run, resume=True, quiet=True, batch=8)
 

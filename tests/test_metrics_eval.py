@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,13 @@ from PIL import Image
 import sfumato as sf
 from sfumato import data, metrics
 from sfumato.__main__ import run
+from sfumato.cli import evaluate as evaluating
+from sfumato.cli.verbs import Job
+from sfumato.data.options import Options
 from sfumato.errors import Refusal
 from sfumato.metrics import Record, drift, neighbours
-from sfumato.metrics.watch import Watch
+from sfumato.metrics.watch import Watch, require
+from sfumato.reports.run import reference_name
 from sfumato.training.monitor import read_log
 
 TINY = {
@@ -70,6 +75,8 @@ def test_chosen_metrics_of_a_chosen_extractor(folder: Path, capsys: pytest.Captu
 def test_what_eval_refuses(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
+    told = tmp_path / "told.json"
+    told.write_text(json.dumps([record(1.0, None).to_json()]))
     broken = tmp_path / "broken.json"
     broken.write_text("{")
     for arguments, message in (
@@ -77,6 +84,7 @@ def test_what_eval_refuses(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--extractor", "inception"], "inception:weights="),
         (["--extractor", "ngrams"], "reads text, these are images"),
         (["--fail-above", "2"], "give --against RUN_OR_RECORD"),
+        (["--against", str(told), "--fail-above", "2"], "has no frechet or kernel or precision"),
         (["--against", str(folder), "--fail-above", "-1"], "a number of standard errors, 0 or more"),
         (["--against", str(tmp_path / "nothing")], "holds no records"),
         (["--against", str(empty)], "holds no records"),
@@ -151,6 +159,7 @@ def test_records_that_cannot_be_compared_say_why() -> None:
     assert "not comparable: n was 9, is 10" in lines[0]
     assert "worse by" in lines[1]
     assert drift.failed(found, 1.0) == ["kid"]
+    assert drift.unjudged(found) == ["frechet (n was 9, is 10)"]
     assert found[0].worse is None
     with pytest.raises(Refusal, match="nothing can be compared: frechet: extractor was 'a', is 'b'"):
         drift.drifts([replace(record(1.0), extractor="a")], [replace(record(1.0), extractor="b")])
@@ -160,6 +169,90 @@ def test_records_that_cannot_be_compared_say_why() -> None:
     assert "standard error not known" in drift.report(unknown)
     with pytest.raises(Refusal, match="no standard error is known"):
         drift.failed(unknown, 3.0)
+
+
+def test_samples_that_were_made_otherwise_are_told() -> None:
+    then = replace(record(1.0), sampler="heun", steps=50, guidance=1, settings={"label": {"a": 9}, "grid": "karras"})
+    now = replace(then, value=1.5, steps=5, settings={"label": {"a": 5, "b": 4}, "grid": "karras", "top_p": 0.9})
+    [line] = drift.report(drift.drifts([then], [now])).splitlines()
+    assert line.endswith("; samples made otherwise: steps 50 -> 5, label {'a': 9} -> {'a': 5, 'b': 4}")
+    assert "otherwise" not in drift.report(drift.drifts([then], [replace(then, value=1.5)]))
+    assert drift.report(drift.drifts([replace(then, error=None)], [now])).endswith("{'a': 5, 'b': 4}")
+
+
+def test_the_newest_record_that_was_measured_alike_is_compared() -> None:
+    before = [record(1.0), record(2.0), replace(record(9.0), extractor="other"), record(7.0, n=10)]
+    [found] = drift.drifts(before, [record(2.5)])
+    assert (found.why, found.change) == (None, 0.5)
+    [found] = [
+        d
+        for d in drift.drifts([*before, record(1.0, name="kid")], [record(1.0, n=11), record(1.0, name="kid")])
+        if d.after.name == "frechet"
+    ]
+    assert found.before.n == 10
+
+
+def test_a_table_has_nothing_that_could_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "told.json"
+    told.write_text(json.dumps([record(1.0, None, name="columns").to_json()]))
+    look = evaluating.Look(against=told, fail_above=3.0)
+    for kind in ("table", "series"):
+        with pytest.raises(Refusal, match=f"statistics of {kind} that are usual have no standard errors"):
+            evaluating._refuse_unjudged(tmp_path, Job(), look, kind, [])
+    evaluating._refuse_unjudged(tmp_path, Job(), replace(look, metrics="kid"), "table", [record(1.0, name="kid")])
+
+
+def test_classes_are_asked_for_as_the_held_out_split_has_them() -> None:
+    digits = data.load("digits")
+    assert metrics.units.labels(digits, digits.classes, 50) == list(digits.classes)
+    assert metrics.units.labels(digits, (), 50) is None
+    mnist = data.load("mnist")
+    assert metrics.units.labels(mnist, mnist.classes, 50) == list(mnist.classes)
+    rare = digits.test.label.clone()
+    rare[rare > 1] = torch.tensor([0, 0, 1]).repeat(120)[: int((rare > 1).sum())]
+    uneven = replace(digits, test=data.Split(digits.test.x, rare))
+    found = metrics.units.labels(uneven, digits.classes, 360)
+    assert found is not None
+    assert torch.equal(torch.bincount(torch.tensor([*map(int, found)])), torch.bincount(rare))
+    assert found[:100] != [digits.classes[int(k)] for k in rare[:100]]  # a split may be sorted
+    assert metrics.units.labels(uneven, digits.classes, 500)[:360] == found  # type: ignore[index]
+
+
+def test_eval_and_best_ask_for_the_held_out_classes(folder: Path, tmp_path: Path) -> None:
+    digits = data.load("digits")
+    uneven = replace(digits, test=data.Split(digits.test.x, digits.test.label.clamp(max=1)))
+    samples = Job(n=40, device="cpu").samples(folder, uneven)
+    assert list(samples.label) == metrics.units.labels(uneven, digits.classes, 40)
+    assert metrics.made(samples.record)["label"] == dict(Counter(samples.label))
+    assert list(Job(n=20, device="cpu").samples(folder).label) == [*digits.classes, *digits.classes]
+    watch = Watch(tmp_path, uneven, "precision", 40, lambda line: None, lambda line: None)
+    assert watch._measured(sf.load(folder, device="cpu")).settings["label"] == dict(Counter(samples.label))
+
+
+def test_the_reference_says_how_data_were_read() -> None:
+    digits = data.load("digits")
+    read = replace(digits, options=Options(crop="none", resolution=(8, 8)))
+    assert metrics.units.reference(digits, "test") == "digits/test"
+    x, generated = digits.train.x[:200, 0], {"sampler": None, "nfe": None, "seed": None}
+    for name, split in (("precision", "test"), ("copy-rate", "train")):
+        before, after = (
+            metrics.evaluate(x, None, each, generated=generated, names=(name,))[0] for each in (digits, read)
+        )
+        assert after.reference == f"digits/{split} (resolution=8x8, crop=none)"
+        assert metrics.differences(before, after) == ("reference",)
+    assert reference_name("a/b/cats/test (crop=none)") == "cats/test (crop=none)"
+    assert reference_name("cats.csv/train (label_column=a/b)") == "cats.csv/train (label_column=a/b)"
+    assert [reference_name(each) for each in ("mnist/test", "prior")] == ["mnist/test", "prior"]
+
+
+def test_copies_say_how_much_of_the_training_set_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = data.load("digits")
+    x, generated = digits.train.x[:50, 0], {"sampler": None, "nfe": None, "seed": None}
+    spec = digits.spec() | {"train": 5_000_000}
+    monkeypatch.setattr(data.Data, "spec", lambda self: spec)
+    [found] = metrics.evaluate(x, None, digits, generated=generated, names=("copy-rate",))
+    assert found.rule.endswith("held-out images (of 1,437 of 5,000,000 training images)")
+    assert "few" not in "".join(neighbours.of_records([found], int(digits.spec()["train"])))
 
 
 def test_the_newest_record_of_each_metric_is_read(tmp_path: Path) -> None:
@@ -256,9 +349,12 @@ def test_what_best_refuses(tmp_path: Path) -> None:
         ({"best": "frechet", "best_samples": 90}, "best_samples=90: frechet on digits takes 97 to 1437"),
         ({"best_samples": 90}, "best_samples=90 does nothing with best=none"),
         ({"best": "frechet", "best_samples": 1}, "at least 2"),
+        ({"best": "label-accuracy", "conditional": False}, "this model is trained without classes"),
     ):
         with pytest.raises(Refusal, match=message):
             sf.train("flow", "digits", steps=1, out=tmp_path / "x", quiet=True, **TINY, **settings)
         assert not (tmp_path / "x").exists()
+    with pytest.raises(Refusal, match="inception-score asks a classifier, and values is none"):
+        require(data.load("moons"), "inception-score", 200, ())
     with pytest.raises(Refusal, match="best=kid does nothing with out=None"):
         sf.train("flow", "digits", steps=1, quiet=True, **TINY, best="kid")

@@ -276,7 +276,7 @@ def test_any_metric_of_any_extractor(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert [(r.name, r.extractor, r.preparation) for r in small] == [
         (name, "pixels", "bilinear-antialias 8x8->4x4") for name in ("frechet", "coverage")
     ]
-    with pytest.raises(Refusal, match="the inception score asks a classifier, pixels is none"):
+    with pytest.raises(Refusal, match="inception-score asks a classifier, and pixels is none"):
         metrics.evaluate(x, None, digits, generated=EMPTY, extractor="pixels", names=("inception-score",))
     with pytest.raises(Refusal, match="label-accuracy is of the ten digits seen by digit-net"):
         metrics.evaluate(x, label, digits, generated=EMPTY, extractor="pixels", names=("label-accuracy",))
@@ -332,7 +332,7 @@ def test_texts_are_measured_by_their_grams() -> None:
     assert 0.05 < float((extractors.get("ngrams", "text").features(samples) < 0).double().mean()) < 0.8
     names = ("kernel", "recall")
     good, bad = (metrics.evaluate(x, None, text, generated=EMPTY, names=names) for x in (samples, shuffled))
-    assert good[0].preparation == "characters, n-grams to 3, 64 buckets each"
+    assert good[0].preparation == "characters, n-grams to 3, 64 buckets each, windows of 64 tokens"
     assert good[0].value == pytest.approx(0, abs=5 * (good[0].error or 0))
     assert bad[0].value > 0.05
     assert good[1].value > 0.5 > bad[1].value

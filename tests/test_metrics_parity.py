@@ -86,7 +86,7 @@ def test_radial_distance_is_that_of_scikit_learns_kernels() -> None:
     kernel = metrics.radial_of(y)
     from scipy.spatial.distance import pdist
 
-    scale = np.sort(pdist(y[:1000].numpy()))
+    scale = np.sort(pdist(y[torch.arange(1000) * 1200 // 1000].numpy()))
     assert kernel.widths[2] == pytest.approx(scale[(len(scale) - 1) // 2], rel=1e-9)
 
     def k(a: Tensor, b: Tensor) -> np.ndarray:
@@ -209,6 +209,38 @@ NEAR, CAUTIOUS = (0.65, 1.5), (0.9, 2.2)
 def test_stated_errors_are_those_of_repeated_draws(measure: object, bounds: tuple[float, float]) -> None:
     actual, stated = spread(measure)
     assert bounds[0] < stated / actual < bounds[1]
+
+
+#: Ten kinds that stand far apart, as classes do in feature space.
+KINDS = 12 * normal(10, 6, 7)
+
+
+def in_turn(n: int, seed: int) -> Tensor:
+    """Kinds in turn, as samples of all classes are drawn."""
+    return KINDS[torch.arange(n) % 10] + normal(n, 6, seed)
+
+
+@pytest.mark.parametrize(
+    ("measure", "bounds"),
+    [
+        (lambda x, y: metrics.sliced_wasserstein(x, y, projections=20), (0.6, 1.8)),
+        (lambda x, y: manifolds.recall(y[:200], x), (0.95, 2.0)),
+        (lambda x, y: manifolds.coverage(y[:200], x), (0.95, 2.0)),
+    ],
+    ids=["sliced", "recall", "coverage"],
+)
+def test_errors_of_kinds_in_turn(measure: object, bounds: tuple[float, float]) -> None:
+    reference = in_turn(900, 10_000)
+    found = [measure(in_turn(200, seed), reference) for seed in range(30)]  # type: ignore[operator]
+    actual = float(np.std([f.value for f in found], ddof=1))
+    assert bounds[0] < float(np.mean([f.error for f in found])) / actual < bounds[1]
+
+
+def test_the_scale_of_a_radial_kernel_is_that_of_all_kinds_of_a_sorted_reference() -> None:
+    kinds = torch.cat([normal(1000, 3, 0), normal(1000, 3, 1) + 50])
+    assert kernels.median_distance(kinds) > 40
+    few = kinds[[0, 1, 1500]]
+    assert kernels.median_distance(few) == pytest.approx(float(torch.nn.functional.pdist(few).median()))
 
 
 def test_the_error_of_a_kernel_distance_is_that_of_leaving_each_vector_out() -> None:

@@ -134,7 +134,9 @@ def test_images_by_name(hub: dict[str, dict[str, Rows]], tmp_path: Path) -> None
     assert loaded.train.label is not None
     assert loaded.train.label.tolist() == [0, 1, 0, 1, 0, 1]
     assert data.reload(loaded.spec()).sha256 == loaded.sha256
-    assert data.load("hf:pets", Options(label_column="tag")).classes == ("x", "y", "z")
+    tagged = data.load("hf:pets", Options(label_column="tag"))
+    assert tagged.classes == ("x", "y", "z")
+    assert tagged.sha256 != loaded.sha256  # other labels are other data
     assert data.load("hf:pets", Options(labels="none")).classes == ()
     assert len(data.load("hf:one").test) == 1
     for name, message in [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -17,6 +18,7 @@ from PIL import Image
 
 import sfumato as sf
 from sfumato import data
+from sfumato.__main__ import run as run_sfumato
 from sfumato.data import folder, images
 from sfumato.data.options import Options
 
@@ -340,6 +342,44 @@ def test_a_file_damaged_anywhere_is_read_or_refused(tmp_path: Path) -> None:
         (root / f"bad.{ending}").unlink()
     assert len(refusals) > 30
     assert not any("\n" in text for text in refusals)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ZeroDivisionError, OverflowError, AttributeError, AssertionError])
+def test_whatever_a_decoder_raises_is_damage(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Pillow's decoders of AVIF, JPEG 2000 and TIFF do for some damaged files."""
+    from PIL import PngImagePlugin
+
+    def load(image: Any) -> None:
+        raise error("of the decoder")
+
+    fill(tmp_path / "x", n=2)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+    with pytest.raises(sf.Refusal, match=r"the first is 000.png: it is damaged \(of the decoder\)"):
+        data.load(tmp_path / "x")
+
+
+def test_nothing_is_made_inside_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fill(tmp_path / "x")
+    before = sorted(root.rglob("*"))
+    monkeypatch.chdir(root)
+    sheet = str(tmp_path / "sheet.png")
+    for arguments, said in (
+        (["inspect", "."], "x-sheet.png would lie inside the data .*with --sheet FILE"),
+        (["inspect", ".", "--sheet", str(root / "a" / "b.png")], "with --sheet FILE"),
+        (["inspect", ".", "--sheet", sheet, "--html", "page.html"], "with --html FILE"),
+        (["train", "flow", "--data", ".", "--out", "runs/a", "--steps", "1"], "runs/a would lie inside .*with --out"),
+    ):
+        assert run_sfumato(arguments) == 2
+        told = capsys.readouterr().err.strip()
+        assert re.search(said, told), told
+        assert "\n" not in told
+    assert sorted(root.rglob("*")) == before
+    assert run_sfumato(["inspect", ".", "--sheet", sheet]) == 0
+    assert sorted(root.rglob("*")) == before
 
 
 def test_links_are_followed_once_and_litter_is_passed_over(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,14 @@ def test_a_batch_without_a_row_for_every_part_is_refused() -> None:
         Processes(0, 2).shares(3, 2)
 
 
+def test_blocks_are_not_compiled() -> None:
+    from sfumato.training.engine import require_fitting
+
+    model, _ = build("block-diffusion", "shakespeare", **(TEXT | {"compile": "on"}))
+    with pytest.raises(Refusal, match="compile=on: block-diffusion calls its network by blocks"):
+        require_fitting(model, ALONE, False, True)
+
+
 def test_alone_nothing_is_asked() -> None:
     assert ALONE.main
     assert ALONE.share(5) == (0, 5)
@@ -227,6 +236,7 @@ def test_what_processes_tell_each_other(forks: Forks, tmp_path: Path) -> None:
     assert first["joined"] == second["joined"] == list(range(7))
     assert first["told"] == second["told"] == "of 0"
     assert first["agreed"] == second["agreed"] == [10.0, True]
+    assert (first["turns"], second["turns"]) == (False, True), "the first process comes before the others"
     assert first["together"] == second["together"] == "process 1 does not like it"
     same = "process 1 finds a number 1, process 0 0; give all machines the same files"
     assert (first["same"], second["same"]) == (same, same)
@@ -272,6 +282,10 @@ def test_one_then_two_then_one_process(forks: Forks, tmp_path: Path, shard: bool
         assert a.keys() == b.keys()
         for key in a:  # AdamW moves what has next to no gradient by its sign
             torch.testing.assert_close(a[key], b[key], rtol=0, atol=2e-3, msg=key)
+    for kind in ("step.", "exp_avg.", "exp_avg_sq."):
+        names = [name for name in theirs.optimiser if name.startswith(kind)]
+        a, b = (torch.cat([of.optimiser[name].flatten() for name in names]) for of in (mine, theirs))
+        assert float((a - b).norm()) <= 0.05 * float(b.norm()), f"{kind} of the optimiser is another"
     logs = [[json.loads(line) for line in (r / "log.jsonl").read_text().splitlines()] for r in (out, whole)]
     losses = [[(line["step"], line["loss"]) for line in log if line["kind"] == "validation"] for log in logs]
     assert [step for step, _ in losses[0]] == [12, 24]
@@ -328,6 +342,88 @@ def test_a_refusal_stops_all_processes(forks: Forks, small: Path, tmp_path: Path
     assert (tmp_path / "log.1").read_text() == ""
 
 
+FULL = "No space left on device: somewhere"
+
+
+@pytest.mark.parametrize(
+    ("faulty", "fault", "message"),
+    [
+        (0, "sfumato.training.monitor:Log.__init__", FULL),
+        (0, "sfumato.training.monitor:Log.flush", FULL),
+        (0, "sfumato.training.monitor:Reporter.pictures", FULL),
+        (0, "sfumato.training.engine:write_report", FULL),
+        (1, "sfumato.data.rows:Dataset.batch", FULL),
+        (1, "sfumato.training.optim:Optimiser.apply", "another process stopped; its own line says why"),
+    ],
+)
+def test_what_stops_one_process_stops_all(forks: Forks, tmp_path: Path, faulty: int, fault: str, message: str) -> None:
+    settings = [f"--set={key}={str(value).strip('[]')}" for key, value in TINY.items()]
+    arguments = ["train", "flow", "--data", "digits", "--steps", "2", "--out", str(tmp_path / "run"), *settings]
+    job = {"arguments": [*arguments, "--device", "cpu"], "log": str(tmp_path / "log"), "fault": fault}
+    done = forks(task="cli", processes=2, faulty=faulty, **job)
+    assert done["codes"] == [2, 2]
+    said = [(tmp_path / f"log.{rank}").read_text().splitlines()[-1] for rank in (0, 1)]
+    assert said[faulty].endswith(FULL)
+    assert said[1 - faulty].endswith(message)
+    assert "Traceback" not in "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
+
+
+def test_a_process_that_is_gone_stops_the_others(forks: Forks, tmp_path: Path) -> None:
+    job = {"arguments": ["train", "flow", "--data", "digits", "--steps", "2", "--device", "cpu"]}
+    job["arguments"] += ["--out", str(tmp_path / "run"), "--set", "channels=8", "--set", "attention=false"]
+    fault = {"fault": "sfumato.training.optim:Optimiser.apply", "faulty": 1, "gone": True}
+    assert forks(task="cli", processes=2, log=str(tmp_path / "log"), **job, **fault)["codes"] == [2, -9]
+    assert (tmp_path / "log.0").read_text().endswith("another process stopped; its own line says why\n")
+
+
+def test_processes_that_are_asked_for_different_things_are_refused(forks: Forks, tmp_path: Path) -> None:
+    arguments = ["train", "flow", "--data", "digits", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "run")]
+    job = {"arguments": arguments, "others": ["--set", "lr=0.5"], "log": str(tmp_path / "log")}
+    assert forks(task="cli", processes=2, **job)["codes"] == [2, 2]
+    for rank in (0, 1):
+        assert "process 1 has lr=0.5, process 0 0.001; start all" in (tmp_path / f"log.{rank}").read_text()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_device_is_the_one_asked_for_whatever_was_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.state import PartialState
+
+    from sfumato.training import devices, parallel
+
+    PartialState(cpu=True)
+    monkeypatch.setattr(devices, "available", lambda: ["cuda", "cpu"])
+    assert [parallel.join(name).device.type for name in ("cpu", "cuda", "auto")] == ["cpu", "cuda", "cuda"]
+
+
+def test_processes_that_were_not_joined_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato.training import parallel
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parallel.require_joined(3)
+    with pytest.raises(Refusal, match="3 processes were launched and 1 joined; start them with torchrun"):
+        parallel.require_joined(1)
+
+
+def test_the_first_process_is_alone_in_what_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato import __main__ as command
+    from sfumato import cli, launch
+
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(cli, "app", lambda arguments, **_: seen.append((arguments[0], launch.count())))
+    for rank in ("1", "0"):
+        for name, value in {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, value)
+        assert [command.run([verb]) for verb in ("train", "demo")] == [0, 0]
+    assert seen == [("train", 2), ("train", 2), ("demo", 1)]
+    assert "LOCAL_RANK" not in os.environ
+
+
+def test_one_process_divides_nothing(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="shard divides weights among processes, and there is one"):
+        sf.train("flow", "digits", steps=1, out=tmp_path / "run", quiet=True, shard=True, device="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("recipe", "settings", "message"),
     [
@@ -335,6 +431,7 @@ def test_a_refusal_stops_all_processes(forks: Forks, small: Path, tmp_path: Path
         ("flow", {"optimiser": "muon"}, "optimiser=muon needs whole matrices"),
         ("flow", {"snapshots": 2}, "snapshots=2: their averages are kept whole"),
         ("edm2", {"snapshots": 0, "patch": 1}, "single number"),
+        ("edm", {"snapshots": 0, "energy": "inner"}, "an energy is differentiated twice"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(recipe: str, settings: dict[str, Any], message: str) -> None:

@@ -132,6 +132,9 @@ def test_pairs_survive_a_stop(digits: sf.data.Data, teacher: Path, tmp_path: Pat
     assert making.collect(source, tmp_path, said.append, Stopping(2)) is None
     assert len(list((tmp_path / "pairs").glob("*.safetensors"))) == 2
     assert making.stored(tmp_path, 50) is None
+    state = tmp_path / "pairs" / "source.json"
+    assert json.loads(state.read_text())["seconds"] > 0
+    state.write_bytes(making.to_json(json.loads(state.read_text()) | {"seconds": 1000.0}))
     counted = Stopping(100)
     whole = making.collect(source, tmp_path, said.append, counted)
     assert counted.left == 98  # two parts were there, two were made
@@ -146,6 +149,7 @@ def test_pairs_survive_a_stop(digits: sf.data.Data, teacher: Path, tmp_path: Pat
     with pytest.raises(Refusal, match="does not hold the 60 pairs"):
         making.stored(tmp_path, 60)
     assert said[0].startswith("pairs: 16 of 50")
+    assert json.loads((tmp_path / "pairs.json").read_text())["seconds"] > 1000  # with what came before the stop
 
 
 def changed(model: sf.Diffusion) -> sf.Diffusion:

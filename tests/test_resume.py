@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import sfumato as sf
 from sfumato.errors import Refusal
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training.files import new_folder, pack_tensors, unpack_tensors, write_bytes
-from sfumato.training.monitor import Log
+from sfumato.training.monitor import Log, Reporter
 from sfumato.training.run import Stopped
 
 #: 1,437 images in batches of 128: an epoch ends within step 12, the next within step 23.
@@ -178,10 +179,32 @@ def test_a_run_of_minutes_resumes_its_seconds(tmp_path: Path, monkeypatch: pytes
     first = json.loads((checkpoints.folder_of(run, checkpoints.steps_of(run)[-1]) / "state.json").read_text())
     resume(run)
     last = json.loads((checkpoints.folder_of(run, checkpoints.steps_of(run)[-1]) / "state.json").read_text())
-    assert 0.8 < first["seconds"] < last["seconds"] < 4.0
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"train"' in line]
+    # the last report, which is stored with its time, comes after the last step
+    assert 0.8 < first["seconds"] < lines[-1]["seconds"] < 4.0
+    assert lines[-1]["seconds"] <= last["seconds"]
     assert last["step"] > first["step"]
-    rates = [json.loads(line)["lr"] for line in (run / "log.jsonl").read_text().splitlines() if '"train"' in line]
+    rates = [line["lr"] for line in lines]
     assert rates[-1] < 0.05 * max(rates), "the rate falls to zero at the end of the time"
+
+
+def test_a_run_that_a_long_report_has_ended_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pictures of the report at half of the time take the other half: there is nothing left to continue."""
+    run, real = tmp_path / "run", Reporter.pictures
+
+    def pictures(self: Reporter, *rest: Any) -> None:
+        time.sleep(0.9)
+        real(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reporter, "pictures", pictures)
+        sf.train("flow", "digits", minutes=0.8 / 60, out=run, quiet=True, **(SETTINGS | {"reports": 2}))
+    [*_, last] = checkpoints.steps_of(run)
+    before = {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.*")}
+    resume(run)
+    assert checkpoints.steps_of(run)[-1] == last
+    assert {path: path.read_bytes() for path in (run / "checkpoints").rglob("*.*")} == before
+    assert checkpoints.read(checkpoints.folder_of(run, last)).seconds > 0.9
 
 
 # ------------------------------------------------------------------------------------------------------- atomicity

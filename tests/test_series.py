@@ -95,7 +95,7 @@ def test_wide_and_long_tables(tmp_path: Path) -> None:
     assert (data.shape, data.classes, data.transform.layout.form) == ((1, 6), ("p", "q"), "wide")
     assert np.allclose(np.sort(whole(data)[:, 0, 2]), np.sort(x[:, 2]))
     long = ["who,day,up,down,kind"]
-    long += [f"s{k},2024-01-0{m + 1},{x[k, m]},{-x[k, m]},{kinds[k]}" for m in range(6) for k in range(12)]
+    long += [f"s{k},2024-01-0{m + 1},{x[k, m]!s},{-x[k, m]!s},{kinds[k]}" for m in range(6) for k in range(12)]
     (tmp_path / "long.csv").write_text("\n".join(long))
     two = sf.data.load(tmp_path / "long.csv", Options(kind="series", label_column="kind"))
     assert (two.shape, two.transform.layout.form) == ((2, 6), "long")
@@ -148,6 +148,46 @@ def test_what_is_refused(tmp_path: Path, name: str, text: str, message: str) -> 
     with pytest.raises(sf.Refusal, match=message) as caught:
         sf.data.load(tmp_path / name, Options(kind="series") if name.endswith("csv") else Options())
     assert "\n" not in str(caught.value)
+
+
+def long_file(path: Path, lengths: list[int], names: list[str], kinds: str = "ppqq") -> Path:
+    lines = ["who,time,value,kind"]
+    lines += [f"{who},{m},{m * m - 2.5},{c}" for who, n, c in zip(names, lengths, kinds, strict=True) for m in range(n)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_long_files_that_are_refused(tmp_path: Path) -> None:
+    options, path = Options(kind="series", label_column="kind"), tmp_path / "long.csv"
+    assert sf.data.load(long_file(path, [3, 3, 3, 3], ["1", "2", "3", "4"]), options).shape == (1, 3)
+    for names in (["1", "2", "3", "4"], ["a", "b", "c", "d"]):
+        with pytest.raises(sf.Refusal, match=r"series of 2 to 4 moments \(by 'who'\); give all one length"):
+            sf.data.load(long_file(path, [3, 2, 4, 3], names), options)
+    path.write_text(long_file(path, [3, 3, 3, 3], ["1", "2", "3", "4"]).read_text().replace(",p", ","))
+    with pytest.raises(sf.Refusal, match="row 1 has no 'kind'; fill it in"):
+        sf.data.load(path, options)
+    # a wide file may repeat numbers in its first column
+    path.write_text("a,b,c\n" + "".join(f"{1 + (k > 3)},{k % 3},{k}\n" for k in range(9)))
+    assert sf.data.load(path, Options(kind="series")).transform.layout.form == "wide"
+
+
+def test_files_that_are_no_series(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("kind\na\nb\na\n")
+    with pytest.raises(sf.Refusal, match="holds no column beside 'kind'"):
+        sf.data.load(tmp_path / "t.csv", Options(kind="series", label_column="kind"))
+    (tmp_path / "t.ts").write_text("@data\n1,2,3:a\n1,2,4:b\n")
+    with pytest.raises(sf.Refusal, match=r"kind=table: .*t\.ts holds time series"):
+        sf.data.load(tmp_path / "t.ts", Options(kind="table"))
+    assert not series.is_ucr(tmp_path)  # it cannot be opened
+
+
+def test_series_far_from_zero_keep_their_steps() -> None:
+    x = 1e9 + waves(20).astype(np.float64) / 100
+    data = series.of_arrays(x, name="far")
+    z = data.transform.encode(whole(data))
+    assert float(z.std()) == pytest.approx(0.5, abs=1e-3)
+    back = z.double() * data.transform.spread[0] + data.transform.centre[0]
+    assert torch.allclose(back, whole(data), rtol=0, atol=1e-5)
 
 
 def test_arrays_that_are_no_series() -> None:

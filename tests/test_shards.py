@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -249,15 +250,94 @@ def test_corrupt_images_are_named_or_replaced_with_their_class(tmp_path: Path) -
 
 
 def test_many_damaged_images_in_a_row(tmp_path: Path) -> None:
-    samples = [{"png": png(k)[: 60 if 1 <= k < 4 or k >= 36 else None]} for k in range(50)]
+    samples = [{"png": png(k)[: 60 if 1 <= k < 4 or 36 <= k < 45 else None]} for k in range(50)]
     rows = data.load(str(write(tmp_path / "a.tar", samples)), Options(corrupt="skip", labels="none"))
     decoder = rows.rows_of.decoder
     assert numbers(decoder.split(torch.tensor([0, 1, 3, 4, 36, 44]), False).x) == [0, 0, 0, 4, 35, 35]
     samples = [{"png": png(k)[: 60 if k < 2 else None]} for k in range(50)]
     rows = data.load(str(write(tmp_path / "b.tar", samples)), Options(corrupt="skip"))
     assert numbers(rows.rows_of.decoder.split(torch.tensor([0, 1]), False).x) == [2, 2]
-    samples = [{"png": png(k)[: 60 if k > 5 else None]} for k in range(50)]
-    one_line(lambda: data.load(str(write(tmp_path / "c.tar", samples)), Options(corrupt="skip")), "nor its neighbours")
+    samples = [{"png": png(k)[: 60 if 5 < k < 45 else None]} for k in range(50)]
+    rows = data.load(str(write(tmp_path / "c.tar", samples)), Options(corrupt="skip")).rows_of
+    one_line(lambda: rows.batch(torch.tensor([40])), "image 41 of .*nor its neighbours")
+
+
+def test_no_image_crosses_between_training_and_held_out(tmp_path: Path) -> None:
+    """A held-out image that cannot be read is left out, a training image is replaced by one that is trained on."""
+    samples = [{"png": png(k)[: 60 if k < 6 or k == 28 else None]} for k in range(30)]  # 27, 28, 29 are held out
+    found = data.load(str(write(tmp_path / "a.tar", samples)), Options(corrupt="skip"))
+    assert numbers(found.test.x) == [27, 29]
+    decoder = found.rows_of.decoder
+    assert numbers(decoder.split(torch.tensor([26, 4, 2, 28]), False).x) == [26, 6, 6, 27]
+    assert "skipped" in str(found.report())
+    assert decoder.damaged == {0, 1, 2, 3, 4, 5, 28}
+    place = decoder.place
+    assert {place.beside(k, step) for k in range(27) for step in range(40)} == set(range(27))
+    assert {place.beside(k, step) for k in range(27, 30) for step in range(40)} == {27, 28, 29}
+    gone = str(write(tmp_path / "b.tar", [{"png": png(k)[: 60 if k > 26 else None]} for k in range(30)]))
+    one_line(lambda: data.load(gone, Options(corrupt="skip")), "none of 3 held-out images can be read")
+    one_line(lambda: data.load(gone), "image 28 of .*leave such out with --corrupt skip")
+
+
+def deep(x: np.ndarray) -> dict[str, bytes]:
+    """A sample of 16-bit or float levels."""
+    file = io.BytesIO()
+    Image.fromarray(x).save(file, format="TIFF")
+    return {"tif": file.getvalue()}
+
+
+@pytest.mark.parametrize(
+    ("usual", "rare"),
+    [(np.uint16(4000), np.uint16(5000)), (np.float32(1), np.float32(1.3)), (np.float32(0), np.float32("nan"))],
+)
+def test_levels_of_an_image_that_was_not_looked_at_are_refused(
+    usual: Any, rare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would wrap around: 12 bits are found, and a level of 5000 is met later."""
+    monkeypatch.setattr(shards, "PROBED", 2)
+    samples = [deep(np.full((4, 4), usual)) for _ in range(20)]
+    samples[5] = deep(np.full((4, 4), rare))
+    path = str(write(tmp_path / "a.tar", samples))
+    rows = data.load(path).rows(torch.device("cpu"))
+    white = 4095 if usual.dtype == np.uint16 else 1
+    assert (rows.batch(torch.tensor([0]))["x"] == round(float(usual) * 255 / white)).all()
+    one_line(lambda: rows.batch(torch.tensor([5])), f"image 6 of .*its levels run from .*is read from 0 to {white}")
+
+
+def test_a_picture_too_large_to_be_safe_is_refused_while_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the threads that decode, where no filter of warnings is set."""
+    rows = data.load(make(tmp_path / "s")).rows(torch.device("cpu"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one_line(lambda: rows.batch(torch.tensor([3])), "image 4 of .*it has more than 40 pixels")
+
+
+def test_a_stray_tar_hides_no_images(tmp_path: Path) -> None:
+    root = tmp_path / "x"
+    make(root, (8,))
+    for k in range(4):
+        (root / f"{k}.png").write_bytes(png(k))
+    assert len(data.load(root).train) == 3
+    assert not isinstance(data.load(root), ShardData)
+    make(tmp_path / "s")
+    (tmp_path / "s" / "000.tar").rename(tmp_path / "s" / "000.TAR")
+    (tmp_path / "s" / "sizes.json").write_text("{}")
+    (tmp_path / "s" / ".hidden").write_text("")
+    whole = data.load(tmp_path / "s")
+    assert isinstance(whole, ShardData)
+    assert len(whole.rows_of) == 54
+    assert not tar_index.is_shards(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_that_may_not_be_read_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Any) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    one_line(lambda: data.load(tmp_path), "cannot read the folder .*Permission denied")
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -306,3 +386,16 @@ def test_training_reads_the_shards_in_their_order_and_resumes_it(
     for name, value in whole.net.state_dict().items():
         assert torch.equal(value, resumed.net.state_dict()[name]), name
     assert whole.sample(2, seed=0).x.shape == (2, 8, 8, 3)
+
+
+def test_a_run_goes_on_where_an_image_became_unreadable(tmp_path: Path) -> None:
+    """``--resume --corrupt skip`` is what the refusal says, and no other option may change."""
+    name = make(tmp_path / "s", (40,), label=False)
+    sf.train("flow", name, options=Options(resolution=(8, 8)), steps=2, out=tmp_path / "a", quiet=True, **TINY)
+    for options in (Options(corrupt="skip"), Options(corrupt="skip", resolution=(8, 8))):
+        sf.train("flow", name, options=options, out=tmp_path / "a", resume=True, quiet=True)
+        stored = json.loads((tmp_path / "a" / "config.json").read_text())["data"]
+        assert data.reload(stored).options == Options(corrupt="skip", resolution=(8, 8))
+    for options in (Options(corrupt="skip", resolution=(4, 4)), Options()):
+        with pytest.raises(Refusal, match="was trained with data options resolution=8x8, corrupt=skip, not"):
+            sf.train("flow", name, options=options, out=tmp_path / "a", resume=True, quiet=True)

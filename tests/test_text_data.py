@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.data import corpora, text, tokenizers, transforms
+from sfumato.data import cards, corpora, text, tokenizers, transforms
 from sfumato.data.text import TextData, TextTransform, Windows, prompt, template
 from sfumato.data.tokenizers import BPE, Bytes, Characters, Text8, Tokenizer
 from sfumato.errors import Refusal
@@ -40,7 +40,7 @@ def data(content: str = STORY, tokenizer: str = "characters", length: int = 16, 
 
 
 def test_the_embedded_plays_are_what_their_card_says() -> None:
-    card = json.loads((corpora.FILES / "shakespeare.json").read_text())
+    card = json.loads((cards.FILES / "shakespeare.json").read_text())
     corpus = plays().corpus
     for part, content in (("train", corpus.train), ("test", corpus.test)):
         assert hashlib.sha256(content.encode()).hexdigest() == card["content_sha256"][part]
@@ -50,7 +50,7 @@ def test_the_embedded_plays_are_what_their_card_says() -> None:
     assert corpus.train.count("ACT V\n") + corpus.test.count("ACT V\n") >= 36
     assert "To be, or not to be: that is the question:\n" in corpus.train
     assert "public domain" in plays().licence
-    assert (corpora.FILES / "shakespeare.txt.xz").stat().st_size <= 4_000_000
+    assert (cards.FILES / "shakespeare.txt.xz").stat().st_size <= 4_000_000
 
 
 def test_a_tenth_of_every_play_is_held_out_and_none_of_it_is_trained_on() -> None:
@@ -63,8 +63,8 @@ def test_a_tenth_of_every_play_is_held_out_and_none_of_it_is_trained_on() -> Non
 
 def test_a_damaged_text_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("shakespeare.txt.xz", "shakespeare.json"):
-        (tmp_path / name).write_bytes((corpora.FILES / name).read_bytes())
-    monkeypatch.setattr(corpora, "FILES", tmp_path)
+        (tmp_path / name).write_bytes((cards.FILES / name).read_bytes())
+    monkeypatch.setattr(cards, "FILES", tmp_path)
     blob = bytearray((tmp_path / "shakespeare.txt.xz").read_bytes())
     blob[1000] ^= 1
     (tmp_path / "shakespeare.txt.xz").write_bytes(blob)

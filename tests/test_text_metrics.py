@@ -180,7 +180,7 @@ def test_samples_of_a_normalising_tokenizer_are_measured_against_text_of_its_kin
     found = {r.name: r for r in metrics.evaluate_text(samples, of, generated=GENERATED)}
     assert found["char-js-1"].value < 0.01
     assert found["known-words"].value == 1
-    assert found["char-js-1"].preparation == "text8"
+    assert found["char-js-1"].preparation == f"text8, windows of {of.length} tokens"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import io
@@ -291,8 +292,62 @@ def test_a_tracker_that_does_not_begin_is_one_line(fake: Fake, tmp_path: Path, m
         raise wandb.Error("no key\n  and a long story")
 
     monkeypatch.setattr(wandb, "init", init)
-    with pytest.raises(sf.Refusal, match=r"^wandb does not start: no key; mend it, or train without --tracker wandb$"):
+    line = "wandb does not start: no key; mend it, or go on without it: "
+    with pytest.raises(sf.Refusal) as refusal:
         tell(tmp_path, "wandb")
+    assert str(refusal.value) == line + "add --resume, leave --tracker out"
+    (tmp_path / "trackers.json").write_text('{"wandb": "abc"}')  # which a resumed run continues, unless told otherwise
+    with pytest.raises(sf.Refusal) as refusal:
+        tell(tmp_path, "wandb")
+    assert str(refusal.value) == line + f"take it out of {tmp_path / 'trackers.json'}"
+
+
+def test_a_run_goes_on_without_a_tracker_that_does_not_begin(
+    fake: Fake, tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the refusal says: the folder is there already, so the run is resumed; those that began are continued."""
+    wandb, out = sys.modules["wandb"], tmp_path / "run"
+
+    def init(**named: Any) -> None:
+        raise wandb.Error("no key")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(sf.Refusal, match="add --resume, leave --tracker out"):
+        sf.train("edm", data, steps=1, out=out, trackers="tensorboard,wandb", quiet=True, **TINY)
+    sf.train("edm", data, out=out, resume=True, quiet=True)
+    assert [event.step for event in events(out).Scalars("validation/loss")] == [1]
+
+
+@pytest.mark.parametrize("name", ["sqlite3:OperationalError", "httpx:ConnectError"])
+def test_what_trackio_raises_does_not_end_training(
+    name: str, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, _, kind = name.partition(":")
+    base = type("HTTPError", (Exception,), {})
+    httpx = module("httpx", HTTPError=base, ConnectError=type("ConnectError", (base,), {}))
+    monkeypatch.setitem(sys.modules, "httpx", httpx)
+    found = getattr(importlib.import_module(where), kind)
+
+    def log(values: Any, step: int) -> None:
+        raise found("database is locked")
+
+    board = SimpleNamespace(log=log, finish=fake.call("trackio.finish"))
+    monkeypatch.setattr(sys.modules["trackio"], "init", fake.call("trackio.init", board))
+    tell(tmp_path / "mine", "trackio")
+    line = "trackio failed and is left out from here on (database is locked); training goes on"
+    assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_the_run_s_own_fault_is_the_one_that_is_told(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish() -> None:
+        raise RuntimeError("the tracker's own")
+
+    run = SimpleNamespace(log=fake.call("wandb.log"), finish=finish)
+    monkeypatch.setattr(sys.modules["wandb"], "init", fake.call("wandb.init", run))
+    with pytest.raises(ZeroDivisionError), watched(("wandb",), tmp_path, CONFIG, 0, print):
+        1 / 0
 
 
 def test_trackers_are_finished_whatever_happens(fake: Fake, tmp_path: Path) -> None:

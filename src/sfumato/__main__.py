@@ -23,8 +23,10 @@ def run(arguments: list[str]) -> int:
 
     from sfumato.cli import app
 
-    if launch.rank() > 0 and arguments[:1] and arguments[0] not in launch.SHARED:
-        return 0
+    if arguments[:1] and arguments[0] not in launch.SHARED:
+        if launch.rank() > 0:
+            return 0
+        launch.alone()  # what it trains on its way waits for nobody
     # the base of every usage error, which Typer exports under no name of its own
     usage_error: type[Exception] = next(c for c in BadParameter.__mro__ if c.__name__ == "ClickException")
     try:

@@ -10,6 +10,7 @@ import os
 
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+_PLACES = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
 #: The verbs that share their work among processes; of any other verb the first process does all.
 SHARED = ("train", "sample", "eval")
 
@@ -21,6 +22,12 @@ def _number(names: tuple[str, ...], default: int) -> int:
 def count() -> int:
     """How many processes were launched together."""
     return max(1, _number(_COUNTS, 1))
+
+
+def alone() -> None:
+    """From now on this process is the only one: those that were launched with it have nothing to do."""
+    for name in (*_COUNTS, *_RANKS, *_PLACES):
+        os.environ.pop(name, None)
 
 
 def rank() -> int:

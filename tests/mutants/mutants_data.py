@@ -205,4 +205,25 @@ MUTANTS: tuple[Mutant, ...] = (
         'folder, base = "", member.name',
         (f"{SHARDS}::test_what_is_read_is_what_was_written",),
     ),
+    Mutant(
+        "a training image in the place of a held-out one",
+        "data/shards.py",
+        "        low, high = (0, border) if k < border else (border, len(self.shards[shard]))",
+        "        low, high = 0, len(self.shards[shard])",
+        (f"{SHARDS}::test_no_image_crosses_between_training_and_held_out",),
+    ),
+    Mutant(
+        "a .tar among images hides them",
+        "data/tar_index.py",
+        'any(each.endswith(".tar") for each in names) and all(each.endswith(BESIDE) for each in names)',
+        'any(each.endswith(".tar") for each in names)',
+        (f"{SHARDS}::test_a_stray_tar_hides_no_images",),
+    ),
+    Mutant(
+        "a run that is resumed cannot skip",
+        "training/run.py",
+        'Options(corrupt="skip")):',
+        "stored):",
+        (f"{SHARDS}::test_a_run_goes_on_where_an_image_became_unreadable",),
+    ),
 )

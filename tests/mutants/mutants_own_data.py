@@ -7,6 +7,7 @@ from mutants import Mutant
 OWN = "tests/test_own_data.py"
 IMAGES = "tests/test_own_images.py"
 ARRAYS = "tests/test_own_arrays.py"
+SHARDS = "tests/test_shards.py"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
@@ -204,5 +205,33 @@ MUTANTS: tuple[Mutant, ...] = (
         "        [len(rows) for rows in chosen.values()],",
         "        [len(labels)],",
         (f"{ARRAYS}::test_images_by_name",),
+    ),
+    Mutant(
+        "levels that wrap around",
+        "data/images.py",
+        "    if not (low >= 0 and high <= white):",
+        "    if False:",
+        (f"{SHARDS}::test_levels_of_an_image_that_was_not_looked_at_are_refused",),
+    ),
+    Mutant(
+        "too many pixels are decoded on other threads",
+        "data/images.py",
+        "            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:",
+        "            if False:",
+        (f"{SHARDS}::test_a_picture_too_large_to_be_safe_is_refused_while_training",),
+    ),
+    Mutant(
+        "a decoder's RuntimeError is a traceback",
+        "data/images.py",
+        "    RuntimeError,\n",
+        "",
+        (f"{IMAGES}::test_whatever_a_decoder_raises_is_damage",),
+    ),
+    Mutant(
+        "a run inside the data",
+        "data/folder.py",
+        "    if os.path.isabs(name) and os.path.isdir(name) and",
+        "    if not name and",
+        (f"{IMAGES}::test_nothing_is_made_inside_the_data",),
     ),
 )

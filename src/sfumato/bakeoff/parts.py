@@ -11,15 +11,19 @@ from typing import Any
 import torch
 
 
-def machine() -> dict[str, Any]:
-    """Where it was measured."""
+def machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Where it was measured, and by which ``device``, where that is given."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), platform.processor())
     return {
         "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__,
         "python": platform.python_version(),
-    }  # fmt: skip
+    } | ({} if device is None else {"device": _name(device)})  # fmt: skip
+
+
+def _name(device: torch.device) -> str:
+    return f"cuda: {torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type
 
 
 def stacked(strips: Sequence[tuple[str, Path]], mode: str = "RGB") -> Any:

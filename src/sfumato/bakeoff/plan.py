@@ -17,6 +17,9 @@ from sfumato.errors import Refusal, nearest
 MINUTES = 3.0
 #: The folder of an entry's run, in that of the bake-off.
 RUNS = "runs"
+#: All are watched alike, unless told otherwise: one report, at the end, without pictures.  Validating and drawing take
+#: some recipes far longer than others, and would come out of their minutes.
+WATCHED: Mapping[str, Any] = {"reports": 1, "grid_columns": 0}
 
 
 @final
@@ -26,7 +29,7 @@ class Terms:
 
     ``minutes`` or ``steps``: the budget of training; ``n``: samples of the final measure; ``moments``: how often over
     the training quality is measured, and ``nfe``: at which numbers of sampling steps, both on ``few`` samples;
-    ``extractor``: what looks at samples (None: what is usual for the data).  Labels are taken in turn, sample k has
+    ``extractor``: what looks at samples (None: what is usual for the data).  All have the same labels, sample k has
     seed ``seed + k``.
     """
 
@@ -81,7 +84,17 @@ class Entry:
     def given(self, out: Path, moments: int) -> dict[str, Any]:
         """The settings for :func:`sfumato.train`."""
         teacher = {"teacher": str(out / RUNS / self.teacher)} if self.teacher else {}
-        return {"snapshots": moments} | teacher | dict(self.settings)
+        return {"snapshots": moments} | dict(WATCHED) | teacher | dict(self.settings)
+
+    def plain(self, kind: str, moments: int) -> dict[str, Any]:
+        """The same as it is stored: each value of its setting's own type, whether it came as a word or as a number."""
+        from sfumato import recipes
+        from sfumato.training.settings import flatten, resolve
+
+        recipe, given = recipes.get(self.recipe).on(kind), self.given(Path("."), moments)
+        defaults = recipe.defaults if recipe.settle is None or self.teacher else recipe.settle(given)
+        settings = flatten(resolve(defaults, given))
+        return {name: settings[name] for name in given}
 
 
 def shares(given: Mapping[str, Any], recipes: Sequence[str]) -> dict[str, dict[str, Any]]:

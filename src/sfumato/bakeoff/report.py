@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.bakeoff.parts import stacked
+from sfumato.bakeoff.plan import RUNS, WATCHED
 from sfumato.bakeoff.run import Result, stored
 from sfumato.reports.charts import DASHES, Chart, Line
 from sfumato.reports.page import Block, Commands, Figure, Note, Section, Table, render, samples_of, shown
@@ -80,17 +81,40 @@ def markdown(out: Path, results: Sequence[Result]) -> str:
     head, body = rows(results)
     rule = ["---", *["---:"] * (len(head) - 6), "---", *["---:"] * 4]
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
-    return "\n".join([f"{_caption(plan, results)}", "", *lines, ""])
+    return "\n".join([" ".join([_caption(plan, results), *_unlike(results)]), "", *lines, ""])
 
 
 def _caption(plan: Mapping[str, Any], results: Sequence[Result]) -> str:
     terms, where = plan["terms"], results[0].stored["machine"]
+    device = where.get("device", "cpu")
+    place = f"{where['threads']} threads of {where['cores']} cores ({where['cpu']}){'' if device == 'cpu' else ' and '}"
+    place += "" if device == "cpu" else device
     budget = f"{terms['minutes']:g} minutes" if terms["minutes"] is not None else f"{terms['steps']:,} steps"
     n = next((r["n"] for result in results for r in result.records), terms["n"])
     return (
-        f"{plan['data']['name']}: {budget} of training each, seed {terms['seed']}, {n:,} samples drawn once, labels in "
-        f"turn; {where['threads']} threads of {where['cores']} cores ({where['cpu']})."
+        f"{plan['data']['name']}: {budget} of training each, seed {terms['seed']}, {n:,} samples drawn once, the "
+        f"same labels for all; {'not all measured alike' if _unlike(results) else place}."
     )
+
+
+def _machines(results: Sequence[Result]) -> dict[str, dict[str, list[str]]]:
+    """What is known of the machines, by its value the recipes that were measured there."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for result in results:
+        for name, value in result.stored["machine"].items():
+            found.setdefault(name, {}).setdefault(text(value), []).append(result.recipe)
+    return found
+
+
+def _unlike(results: Sequence[Result]) -> list[str]:
+    """One line where machine, device or software differ: equal minutes bought different amounts of training."""
+    differ = {name: values for name, values in _machines(results).items() if len(values) > 1}
+    words = []
+    for name, values in differ.items():
+        sides = [f"{value} for {', '.join(recipes)}" for value, recipes in values.items()]
+        words.append(f"{name} {' | '.join(sides)}")
+    line = f"Not measured alike ({'; '.join(words)}): neither their minutes nor ms a sample can be set side by side."
+    return [line] if differ else []
 
 
 # ------------------------------------------------------------------------------------------------------------ curves
@@ -135,7 +159,8 @@ def page(out: Path, results: Sequence[Result], failed: Mapping[str, str]) -> str
     head, body = rows(results)
     few = next((r["n"] for result in results for p in result.stored["moments"] for r in p["records"]), None)
     on_few = "" if few is None else f" on {few:,} samples, so not to be set beside the table's"
-    notes = tuple(Note(f"{name} failed: {why}", warning=True) for name, why in failed.items())
+    notes = tuple(Note(line, warning=True) for line in _unlike(results))
+    notes = (*notes, *(Note(f"{name} failed: {why}", warning=True) for name, why in failed.items()))
     waiting = [name for name in plan["recipes"] if name not in {r.recipe for r in results} and name not in failed]
     if waiting:
         notes = (*notes, Note(f"Not done yet: {', '.join(waiting)}. The same command continues.", warning=True))
@@ -192,11 +217,17 @@ def _given(results: Sequence[Result], plan: Mapping[str, Any]) -> Table:
 
     found = []
     for result in results:
-        recipe = recipes.get(result.recipe)
-        given = {k: v for k, v in result.stored["given"].items() if k != "snapshots"}
+        recipe, seconds = recipes.get(result.recipe), result.stored["trained"].get("pairs_seconds")
+        given = _chosen(result.stored["given"])
         words = ", ".join(f"{name}={text(value)}" for name, value in given.items()) or "its own settings"
+        words += "" if seconds is None else f"; pairs made in {seconds:.0f} s before its clock began"
         found.append((result.recipe, f"{recipe.title} ({recipe.paper})", words))
     return Table(tuple(found), ("recipe", "method", "settings beside its own"))
+
+
+def _chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was set for a recipe, without what every bake-off sets."""
+    return {k: v for k, v in given.items() if k != "snapshots" and (k not in WATCHED or WATCHED[k] != v)}
 
 
 def _every(result: Result) -> Table:
@@ -206,14 +237,13 @@ def _every(result: Result) -> Table:
 
 def _facts(plan: Mapping[str, Any], results: Sequence[Result]) -> list[tuple[str, str]]:
     facts = {f"data {name}": value for name, value in plan["data"].items()} | dict(plan["terms"])
-    facts |= {"version": results[0].stored["version"]} | dict(results[0].stored["machine"])
+    facts |= {"version": " | ".join(dict.fromkeys(str(result.stored["version"]) for result in results))}
+    facts |= {name: " | ".join(values) for name, values in _machines(results).items()}
     return [(name, text(value)) for name, value in facts.items() if value is not None]
 
 
 def _commands(out: Path, plan: Mapping[str, Any], results: Sequence[Result]) -> Commands:
-    terms = plan["terms"]
-    budget = ["--steps", str(terms["steps"])] if terms["minutes"] is None else ["--minutes", f"{terms['minutes']:g}"]
-    again = ["bakeoff", "--data", plan["data"]["name"], "--recipes", ",".join(plan["recipes"]), *budget]
+    again = _again(plan)
     best = ordered(results)[0].recipe
     run = str(out / "runs" / best)
     lines = [
@@ -223,6 +253,37 @@ def _commands(out: Path, plan: Mapping[str, Any], results: Sequence[Result]) -> 
         ("Its own report", ["report", run]),
     ]
     return Commands(tuple((what, shlex.join(["sfumato", *words])) for what, words in lines))
+
+
+def _again(plan: Mapping[str, Any]) -> list[str]:
+    """The command of a bake-off, all of it but its folder."""
+    from sfumato.data import options as choices
+
+    terms, data = plan["terms"], plan["data"]
+    words = ["bakeoff", "--data", data["name"], "--recipes", ",".join(plan["recipes"])]
+    for name, value in choices.from_json(data.get("options") or {}).changed().items():
+        words += [f"--{name.replace('_', '-')}", choices.text(value)]
+    for name in ("minutes", "steps", "seed", "n", "few", "moments", "nfe", "extractor"):
+        words += [] if terms[name] is None else [f"--{name}", _word(terms[name])]
+    own = {name: _chosen(given) for name, given in plan["settings"].items()}
+    among = {f"{RUNS}/{name}" for name in own}
+    for given in own.values():
+        if given.get("teacher") in among:
+            given.pop("teacher")  # found again
+    first, *others = own.values()
+    common = {k: v for k, v in first.items() if others and all(k in o and o[k] == v for o in others)}
+    pairs = list(common.items())
+    pairs += [(f"{name}.{key}", value) for name, o in own.items() for key, value in o.items() if key not in common]
+    return words + [word for key, value in pairs for word in ("--set", f"{key}={_word(value)}")]
+
+
+def _word(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, list):
+        return ",".join(map(_word, value))
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return str(value)
 
 
 def write(out: str | Path, failed: Mapping[str, str] | None = None) -> Path:

@@ -2,13 +2,12 @@
 
 The contract: only training is timed; whatever is measured is measured after it, of the averaged weights, in one way for
 all (:func:`sfumato.metrics.measure` against one reference for each number of samples).  Nothing is chosen: samples are
-drawn once, labels in turn.  A recipe that is done is stored at once in ``DIR/results/NAME.json`` and never done again;
-one that fails is told, and the others go on.
+drawn once, labels as :func:`sfumato.metrics.units.labels` has them.  A recipe that is done is stored at once in
+``DIR/results/NAME.json`` and never done again; one that fails is told, and the others go on.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,8 +171,8 @@ class _Bakeoff:
         from sfumato.bakeoff.report import write
         from sfumato.training.files import make_folder
 
-        self._refuse_other()
         sizes = {entry.recipe: check(entry, self.data, self.terms, self.out) for entry in self.entries}
+        self._refuse_other()
         self.measure = Yardstick(self._reference(), self.terms.extractor)
         self.n, self.few = self.measure.count(self.terms.n), self.measure.count(self.terms.few)
         make_folder(self.out)
@@ -212,12 +211,13 @@ class _Bakeoff:
 
     def _plan(self) -> dict[str, Any]:
         names = [entry.recipe for entry in self.entries]
-        given = {entry.recipe: _plain(entry.given(Path("."), self.terms.moments)) for entry in self.entries}
+        given = {entry.recipe: entry.plain(self.data.kind, self.terms.moments) for entry in self.entries}
         return {
             "format": FORMAT,
             "recipes": names,
             "terms": self.terms.to_json(),
-            "data": {"name": self.data.name, "sha256": self.data.sha256, "kind": self.data.kind},
+            "data": {"name": self.data.name, "sha256": self.data.sha256, "kind": self.data.kind}
+            | {"options": self.data.spec().get("options") or None},
             "settings": given,
         }
 
@@ -293,7 +293,7 @@ class _Bakeoff:
             "format": FORMAT,
             "recipe": entry.recipe,
             "settings": flatten(model.settings),
-            "given": _plain(entry.given(Path("."), self.terms.moments)),
+            "given": entry.plain(self.data.kind, self.terms.moments),
             "parameters": sum(p.numel() for p in model.net.parameters()),
             "trained": _trained(run),
             "sampling": {key: r[key] for key in ("sampler", "grid", "steps", "nfe", "guidance", "seconds")}
@@ -302,7 +302,7 @@ class _Bakeoff:
             "moments": self._moments(run, model, where),
             "nfe": self._evaluations(model, where),
             "picture": picture.relative_to(self.out).as_posix(),
-            "machine": machine(),
+            "machine": machine(model.device),
             "version": sfumato.__version__,
         }
         make_folder(self.out / RESULTS)
@@ -317,13 +317,16 @@ class _Bakeoff:
         return f"; about {duration(left * (self.terms.seconds + self.beside))} left{more}"
 
     def _drawn(self, model: Any, n: int, steps: int | None = None) -> Any:
-        return model.sample(n, label=list(model.classes) or None, steps=steps, seed=self.terms.seed)
+        from sfumato.metrics import units
+
+        return model.sample(n, label=units.labels(self.data, model.classes, n), steps=steps, seed=self.terms.seed)
 
     def _picture(self, model: Any, entry: Entry) -> Path:
         """The file to look at: the first samples."""
         from sfumato.training.files import make_folder, write_bytes
 
-        samples = self._drawn(model, PER_CLASS * len(model.classes) or IN_ALL)
+        n = PER_CLASS * len(model.classes) or IN_ALL
+        samples = model.sample(n, label=list(model.classes) or None, seed=self.terms.seed)
         path = make_folder(self.out / SHOWN) / f"{entry.recipe}{Path(samples.view.file).suffix}"
         write_bytes(path, samples.view.show(samples))
         return path
@@ -366,10 +369,6 @@ def _values(records: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{r['name']} {r['value']:.4g}" for r in records[:2])
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=list))
-
-
 def _finite(value: Any) -> Any:
     """The same with None for numbers that JSON has not."""
     if isinstance(value, Mapping):
@@ -381,9 +380,12 @@ def _finite(value: Any) -> Any:
 
 def _trained(run: Path) -> dict[str, Any]:
     from sfumato.training.checkpoint import newest
+    from sfumato.training.files import read_json
 
     found, _ = newest(run)
-    return {} if found is None else {"steps": found.step, "seconds": found.seconds}
+    pairs = run / "pairs.json"  # which a pupil has its teacher make before its own minutes begin
+    before = {"pairs_seconds": float(read_json(pairs)["seconds"])} if pairs.exists() else {}
+    return before if found is None else {"steps": found.step, "seconds": found.seconds} | before
 
 
 def seconds_at(log: Sequence[Mapping[str, Any]], step: int) -> float:

@@ -31,7 +31,8 @@ Out = Annotated[Path | None, typer.Option(metavar="DIR", help="A new folder for 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int, typer.Option(help="The seed; sample k has seed + k.")]
 Label = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="A class name; may be repeated. Default: all in turn.")
+    list[str] | None,
+    typer.Option(metavar="NAME", help="A class name; may be repeated. Default: all in turn (eval: as held out)."),
 ]
 Guidance = Annotated[
     float | None, typer.Option(help="1 is plain conditional, more is stronger. Default: the recipe's.")
@@ -79,7 +80,10 @@ TopP = Annotated[
 ]
 Png = Annotated[bool, typer.Option("--png", help="Images: every sample in a PNG file of its own, too.")]
 Count = Annotated[int | None, typer.Option("--n", help="How many. Default: 8 per class, or 64.")]
-Many = Annotated[int | None, typer.Option("--n", help="How many. Default: 2000, or as many as training images.")]
+Many = Annotated[
+    int | None,
+    typer.Option("--n", help="How many. Default: 2000, or as many as training samples; tables, series 1000; text 64."),
+]
 Likelihood = Annotated[
     bool, typer.Option("--likelihood", help="Measure bits per dimension of test images in place of samples.")
 ]

@@ -28,12 +28,9 @@ def bakeoff_run(
     """Compare, and say where everything is; ends with code 1 where a recipe failed."""
     import typer
 
-    from sfumato import launch
     from sfumato.bakeoff import Terms, bakeoff
     from sfumato.bakeoff.report import rows
 
-    if launch.count() > 1:
-        raise Refusal("a bake-off trains on one process; start it without torchrun or accelerate launch")
     found = bakeoff(
         data, recipes, out, terms=Terms(**terms, nfe=numbers(nfe)), settings=read_pairs(pairs), options=options,
         device=device, tell=_tell,

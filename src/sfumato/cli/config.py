@@ -102,12 +102,19 @@ def read(path: Path) -> Filed:
 
     how = {option.name for option in dataclasses.fields(Options)}
     options = {name: parse(name, found[name], TYPES.get(name, str)) for name in OPTIONS if name in found}
-    reading = {name: str(value) for name, value in found.items() if name in how}
+    reading = {name: _word(path, name, value) for name, value in found.items() if name in how}
     rest = {name: value for name, value in found.items() if name not in options and name not in reading}
     own = rest.pop("settings", {})
     if not isinstance(own, Mapping):
         raise Refusal(f"{path}: settings is {own!r}; write settings as KEY and VALUE under it")
     return Filed(path, options, reading, dict(_flat(path, rest)) | dict(_flat(path, own)))
+
+
+def _word(path: Path, name: str, value: Any) -> str:
+    """A data option as on the command line; raises :class:`Refusal` for what is no text and no whole number."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise Refusal(f"{path}: {name} is {value!r}; write a whole number, or a text (in quotes)")
+    return str(value)
 
 
 def _of_run(path: Path, found: Mapping[str, Any]) -> Filed:

@@ -67,6 +67,8 @@ def evaluate_run(run: Path, job: Job, out: Path | None, look: Look) -> None:
     before = earlier(look)
     config = read_config(run)
     loaded = data.reload(config["data"])
+    if look.fail_above is not None:
+        _refuse_unjudged(run, job, look, loaded.kind, before)
     if loaded.kind == "text" and look.default:
         from sfumato.cli.text import evaluate_text_run
 
@@ -79,6 +81,26 @@ def evaluate_run(run: Path, job: Job, out: Path | None, look: Look) -> None:
         records = _evaluated(run, job, out, look, loaded)
     if launch.rank() == 0:
         judge(before, records, look)
+
+
+def _refuse_unjudged(run: Path, job: Job, look: Look, kind: str, before: Sequence[Any]) -> None:
+    """Raises :class:`Refusal` where nothing that ``--fail-above`` asks about will have a standard error."""
+    from sfumato.metrics import catalogue, drift
+
+    names: Sequence[str] = look.names() or catalogue.DEFAULTS[kind]
+    if look.default and kind in ("table", "series", "text"):
+        names = ("bits-per-character",) if kind == "text" and job.model(run).parts.likelihood is not None else ()
+    usual = ",".join(catalogue.DEFAULTS[kind])
+    if not names:
+        raise Refusal(
+            f"--fail-above {look.fail_above:g}: the statistics of {kind} that are usual have no standard errors; "
+            f"measure what has, as in --metrics {usual}"
+        )
+    if not set(names) & set(drift.with_errors(before)):
+        raise Refusal(
+            f"--fail-above {look.fail_above:g}: {look.against} has no {' or '.join(names)} with a standard error; "
+            f"evaluate it with --metrics {usual} first"
+        )
 
 
 def _evaluated(run: Path, job: Job, out: Path | None, look: Look, loaded: Any) -> list[Any]:
@@ -102,7 +124,7 @@ def _evaluated(run: Path, job: Job, out: Path | None, look: Look, loaded: Any) -
     job = replace(job, n=min(EVALUATED, most) if job.n is None else job.n)
     if not least <= (job.n or 0) <= most:
         raise Refusal(f"n={job.n}: {loaded.name} can be evaluated with {least} to {most} samples")
-    samples = job.samples(run).noting({"run": str(run)})
+    samples = job.samples(run, loaded).noting({"run": str(run)})
     if launch.rank() > 0:
         return []
     if out is not None:
@@ -127,7 +149,7 @@ def measured(
     if data.kind == "images":
         save_png(neighbours.panel_of(samples.x, data), run / NEIGHBOURS)
         print(f"{run / NEIGHBOURS}: the samples that are nearest to training images, each beside its three nearest")
-        for line in neighbours.of_records(records, len(data.train)):
+        for line in neighbours.of_records(records, int(data.spec()["train"])):
             print(f"warning: {line}")
     return records
 
@@ -151,6 +173,8 @@ def judge(before: Sequence[Any], after: Sequence[Any], look: Look) -> None:
     print(f"\nagainst {look.against}:\n{drift.report(found)}")
     if look.fail_above is None:
         return
+    for line in drift.unjudged(found):
+        print(f"not judged: {line}")
     failed = drift.failed(found, look.fail_above)
     if failed:
         print(f"worse by more than {look.fail_above:g} standard errors: {', '.join(failed)}")

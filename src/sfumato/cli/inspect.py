@@ -36,6 +36,7 @@ def inspect_data(loaded: Any, sheet: Path | None, html: Path | None) -> None:
     from rich.console import Console
 
     from sfumato import data
+    from sfumato.data.folder import require_outside
     from sfumato.reports import data as page
 
     images = loaded.kind == "images"
@@ -44,6 +45,9 @@ def inspect_data(loaded: Any, sheet: Path | None, html: Path | None) -> None:
     path = sheet or Path(f"{Path(loaded.name).stem}-sheet.png")
     if images and path.exists():
         raise Refusal(f"{path} exists already and is kept; give another --sheet FILE")
+    for file, option in ((path if images else None, "--sheet FILE"), (html, "--html FILE")):
+        if file is not None:
+            require_outside(file, loaded.name, option)
     report = loaded.report()
     if images:
         data.contact_sheet(loaded.train, path)

@@ -1,6 +1,7 @@
 """The command line for tables and time series: evaluating them.
 
-The contract: classes are asked for as often as the held-out rows have them, so that columns and moments compare.
+The contract: classes are asked for as the held-out rows have them (:func:`sfumato.metrics.units.labels`), so that
+columns and moments compare.
 """
 
 from __future__ import annotations
@@ -24,11 +25,7 @@ def evaluate_rows_run(run: Path, job: Any, out: Path | None, data: Any) -> list[
     from sfumato.metrics.series import evaluate_series
 
     n = EVALUATED if job.n is None else job.n
-    label = job.label
-    if label is None and data.classes:
-        shown = data.test.label.tolist()
-        label = [data.classes[shown[k % len(shown)]] for k in range(n)]
-    samples = replace(job, n=n, label=label).samples(run).noting({"run": str(run)})
+    samples = replace(job, n=n).samples(run, data).noting({"run": str(run)})
     if launch.rank() > 0:
         return []
     if out is not None:

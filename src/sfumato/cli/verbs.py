@@ -72,13 +72,17 @@ class Job:
         if given:
             raise Refusal(f"--{given[0]} goes with samples, and {option} draws none; leave one of them out")
 
-    def samples(self, run: Path) -> Any:
-        """Load the run and sample: all classes in turn unless labels are given."""
+    def samples(self, run: Path, data: Any = None) -> Any:
+        """Load the run and sample: all classes in turn unless labels are given, or ``data``, whose held-out classes
+        the samples are to have.
+        """
         from sfumato.cli.text import live
+        from sfumato.metrics import units
 
         model = self.model(run)
-        label = self.label or list(model.classes) or None
         n = self.n if self.n is not None else 8 * len(model.classes) or 64
+        usual = list(model.classes) if data is None else units.labels(data, model.classes, n)
+        label = self.label or usual or None
         with live(model) as watch:
             return self._sampled(model, n, label, watch)
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, Shaped, UInt8
 
+from sfumato.data.cards import read_bytes
 from sfumato.data.images import BITS, relaid
 from sfumato.data.options import Options
 from sfumato.data.packed import DAMAGE
@@ -38,7 +39,7 @@ MEND = "save it with numpy.savez(path, x=images, label=labels)"
 
 def read(path: Path, options: Options) -> Data:
     """The images of a file, one in ten held out.  Raises :class:`Refusal` for what cannot be read as images."""
-    blob = _bytes(path)
+    blob = read_bytes(path)
     stored, label = _stored(path, blob)
     x, notes = _levels(path, _channels_last(path, stored))
     index, classes = (None, ()) if label is None else _labels(path, label, len(x))
@@ -110,14 +111,6 @@ def held_out(
     if not test.any():  # a class for every image
         test[order[0]] = True
     return np.flatnonzero(~test), np.flatnonzero(test)
-
-
-def _bytes(path: Path) -> bytes:
-    """The bytes of a file, or a one-line refusal."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
 
 
 def _stored(path: Path, blob: bytes) -> tuple[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."] | None]:

@@ -13,16 +13,14 @@ the two parts that it was published in.
 from __future__ import annotations
 
 import hashlib
-import json
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
+from sfumato.data.cards import FILES, checked, read_bytes, read_card
 from sfumato.errors import Refusal, nearest
 
-#: Where the embedded texts are.
-FILES = Path(__file__).parent / "files"
 #: Texts that are fetched when they are first used.
 FETCHED = ("moses",)
 #: One character in this many is held out.
@@ -95,28 +93,12 @@ def read(name: str | Path) -> Corpus:
     raise Refusal(f"unknown text {text!r}; {nearest(text, names())} (or the path of a .txt file)")
 
 
-def _read(path: Path) -> bytes:
-    """The bytes of a file, or a one-line refusal."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
-
-
 def _embedded(name: str) -> Corpus:
     """An embedded text, after its checksum agreed with its card."""
-    path, card_path = FILES / f"{name}.txt.xz", FILES / f"{name}.json"
-    blob = _read(path)
-    try:
-        card: dict[str, Any] = json.loads(_read(card_path))
-        expected, source, licence = str(card["sha256"]), str(card["source"]), str(card["licence"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise Refusal(f"{card_path} is damaged; install sfumato again") from None
-    found = hashlib.sha256(blob).hexdigest()
-    if found != expected:
-        raise Refusal(f"{path} is damaged (sha256 {found[:16]}, expected {expected[:16]}); install sfumato again")
-    train, test = join(lzma.decompress(blob).decode().split(PIECE))
-    return Corpus(name, train, test, source, licence, found)
+    card = read_card(name)
+    sha256 = str(card["sha256"])
+    train, test = join(lzma.decompress(checked(f"{name}.txt.xz", sha256)).decode().split(PIECE))
+    return Corpus(name, train, test, str(card["source"]), str(card["licence"]), sha256)
 
 
 def _fetched(name: str) -> Corpus:
@@ -130,7 +112,7 @@ def _fetched(name: str) -> Corpus:
 
 def _from_file(path: Path) -> Corpus:
     """A user's text, its last tenth held out."""
-    blob = _read(path)
+    blob = read_bytes(path)
     try:
         text = blob.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -92,6 +92,14 @@ def read(root: Path, options: Options) -> Data:
     )
 
 
+def require_outside(file: Path, name: str, option: str) -> None:
+    """Raises :class:`Refusal` where ``file`` would be made inside the folder that the data called ``name`` are read
+    from, and so become data itself; ``option``: what says another place.
+    """
+    if os.path.isabs(name) and os.path.isdir(name) and file.resolve().is_relative_to(Path(name).resolve()):
+        raise Refusal(f"{file} would lie inside the data ({name}); give another place with {option}")
+
+
 # ------------------------------------------------------------------------------------------------------------ listing
 
 

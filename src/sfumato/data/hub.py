@@ -43,6 +43,7 @@ def read(name: str, options: Options) -> Data:
     notes = [("split", f"{' is trained on, '.join(chosen)} is {'held out' if held else 'all there is'}")]
     notes += [] if label is None else [("labels", f"column {label}")]
     gathered = gather(blobs, options, name, notes)
+    gathered.digest.update(repr(labels).encode())
     return gathered.data(
         labels,
         [len(rows) for rows in chosen.values()],

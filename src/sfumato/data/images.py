@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from sfumato.data.options import Options, Size, colour
 from sfumato.errors import Refusal
@@ -50,6 +50,10 @@ DAMAGE = (
     KeyError,
     TypeError,
     MemoryError,
+    RuntimeError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
     struct.error,
     zlib.error,
 )
@@ -111,6 +115,8 @@ def opened(blob: bytes) -> Iterator[Any]:
 
     try:
         with Image.open(io.BytesIO(blob)) as image:
+            if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError  # on any thread, whatever is done with Pillow's warning
             yield image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         most = int(Image.MAX_IMAGE_PIXELS or 0)
@@ -150,12 +156,17 @@ def _grey_palette(image: Any) -> bool:
 
 def _top(image: Any) -> int:
     """The highest level of a picture of more than 8 bits; 0 for floats, which say where white is."""
-    levels = np.asarray(image)
-    low, high = float(levels.min()), float(levels.max())
-    most = 1 if image.mode == "F" else 65535
-    if not (low >= 0 and high <= most):
-        raise Unreadable(f"its levels run from {low:g} to {high:g}, and {image.mode} is read from 0 to {most}")
+    high = _levels(image, 1 if image.mode == "F" else 65535).max()
     return 0 if image.mode == "F" else int(high)
+
+
+def _levels(image: Any, white: int) -> Float[np.ndarray, "h w"]:
+    """The levels of a picture of more than 8 bits; raises :class:`Unreadable` where they leave ``[0, white]``."""
+    levels = np.asarray(image).astype(np.float64)
+    low, high = float(levels.min()), float(levels.max())
+    if not (low >= 0 and high <= white):
+        raise Unreadable(f"its levels run from {low:g} to {high:g}, and {image.mode} is read from 0 to {white}")
+    return levels
 
 
 def median(values: Sequence[Any]) -> Any:
@@ -204,15 +215,15 @@ def refuse_large(found: Layout, n: int, what: str) -> None:
 
 
 def lay(image: Any, found: Layout) -> UInt8[np.ndarray, "c h w"]:
-    """One picture in the layout, uint8 ``[c, h, w]``."""
+    """One picture in the layout, uint8 ``[c, h, w]``.  Raises :class:`Unreadable` for levels beyond its white."""
     from PIL import Image, ImageOps
 
     if image.format == "JPEG":  # decode no more pixels than are needed
         image.draft(None, tuple(2 * max(found.size) for _ in image.size))
     image = ImageOps.exif_transpose(image)
     if image.mode[0] in "IF":
-        white = 1.0 if image.mode == "F" else 2**found.bits - 1
-        image = Image.fromarray(np.rint(np.asarray(image).astype(np.float64) * (255 / white)).astype(np.uint8))
+        white = 1 if image.mode == "F" else 2**found.bits - 1  # of files that nobody looked at, too
+        image = Image.fromarray(np.rint(_levels(image, white) * (255 / white)).astype(np.uint8))
     if image.has_transparency_data:
         under = Image.new("RGBA", image.size, (*colour(found.background), 255))
         image = Image.alpha_composite(under, image.convert("RGBA"))

@@ -8,8 +8,6 @@ A name is first looked for among the sets that need no file of the user's (:data
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 
 from sfumato.data import named
 from sfumato.data import options as choices
+from sfumato.data.cards import FILES, KEYS, checked, read_card
 from sfumato.data.images import relaid
 from sfumato.data.named import Family
 from sfumato.data.options import INFER, Options, refuse_unused
@@ -28,9 +27,6 @@ from sfumato.data.readers import READERS
 from sfumato.data.sets import Data, Split
 from sfumato.data.transforms import Uint8Image
 from sfumato.errors import Refusal, nearest
-
-#: Where the embedded sets are.
-FILES = Path(__file__).parent / "files"
 
 
 def image_names() -> tuple[str, ...]:
@@ -114,41 +110,24 @@ def reload(spec: Mapping[str, Any]) -> Any:
     return loaded
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file, or a one-line refusal."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
-
-
 def _embedded(name: str, options: Options) -> Data:
     """An embedded set, after its checksum agreed with its card."""
-    path = FILES / f"{name}.npz"
-    blob = read_bytes(path)
-    try:
-        card: dict[str, Any] = json.loads(read_bytes(path.with_suffix(".json")))
-        expected = str(card["sha256"])
-        found = hashlib.sha256(blob).hexdigest()
-        if found != expected:
-            raise Refusal(f"{path} is damaged (sha256 {found[:16]}, expected {expected[:16]}); install sfumato again")
-        arrays = unpack(blob)
+    card = read_card(name, (*KEYS, "classes"))
+    arrays = unpack(checked(f"{name}.npz", str(card["sha256"])))
 
-        def split(part: str) -> Split:
-            x = arrays[f"{part}.x"]
-            pixels = relaid(x[..., None] if x.ndim == 3 else x, options, name)
-            return Split(torch.from_numpy(pixels), torch.from_numpy(arrays[f"{part}.label"].astype(np.int64)))
+    def split(part: str) -> Split:
+        x = arrays[f"{part}.x"]
+        pixels = relaid(x[..., None] if x.ndim == 3 else x, options, name)
+        return Split(torch.from_numpy(pixels), torch.from_numpy(arrays[f"{part}.label"].astype(np.int64)))
 
-        return Data(
-            name=name,
-            train=split("train"),
-            test=split("test"),
-            classes=tuple(str(c) for c in card["classes"]),
-            transform=Uint8Image(),
-            source=str(card["source"]),
-            licence=str(card["licence"]),
-            sha256=found,
-            options=options,
-        )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise Refusal(f"{path.with_suffix('.json')} is damaged; install sfumato again") from None
+    return Data(
+        name=name,
+        train=split("train"),
+        test=split("test"),
+        classes=tuple(str(c) for c in card["classes"]),
+        transform=Uint8Image(),
+        source=str(card["source"]),
+        licence=str(card["licence"]),
+        sha256=str(card["sha256"]),
+        options=options,
+    )

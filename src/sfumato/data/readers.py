@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from sfumato.data.options import Options
+from sfumato.errors import Refusal
 
 #: The options that say how pictures are laid out.
 PICTURES = ("resolution", "crop", "background")
@@ -69,6 +70,8 @@ def _table(name: str, options: Options) -> Any:
 def _ucr(name: str, options: Options) -> Any:
     from sfumato.data import series
 
+    if options.kind == "table":
+        raise Refusal(f"kind=table: {name} holds time series, and a table is a .csv or .parquet file; leave it out")
     return series.read_ucr(Path(name), options)
 
 

@@ -5,12 +5,12 @@ is held out, chosen by a fixed seed, never the last one of its class.
 
 * **Arrays** (``.npz`` with ``x`` and, optionally, ``label``; ``.npy``): ``[n, length]``; ``[n, channels, length]`` if
   a value lies outside [-1, 1] (else it is images), or with ``kind=series``.
-* **CSV** with ``kind=series``: *wide*, a line for every series and nothing but numbers in it; or *long*, a line for
-  every moment: the first column names the series, the second the moment, the others are channels.
+* **CSV** or **Parquet** with ``kind=series``: *wide*, a line for every series and nothing but numbers in it; or
+  *long*, a line for every moment: the first column names the series, the second the moment, the others are channels.
 * **UCR**: ``.ts`` with its header, channels separated by colons, the class last; ``.tsv`` without a header, the class
   first.
 
-A ``label_column`` of a CSV file holds the class of each series.
+A ``label_column`` of such a table holds the class of each series.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from sfumato.data import table_read
 from sfumato.data.options import INFER, Options, refuse_unused
 from sfumato.data.packed import DAMAGE
 from sfumato.data.series_transform import Layout, SeriesTransform, plot
 from sfumato.data.table import Facts
-from sfumato.data.table_read import RawColumn, decoded, read_csv
+from sfumato.data.table_read import RawColumn, decoded
 from sfumato.errors import Refusal, nearest
 
 #: How an array file is made that this module reads.
@@ -45,7 +47,7 @@ Index = Int64[np.ndarray, " n"]
 class SeriesSplit:
     """Series ``x [n, channels, length]`` on the user's scale and their classes ``label [n]`` (None: unlabelled)."""
 
-    x: Float32[Tensor, "n c l"]
+    x: Float[Tensor, "n c l"]
     label: Int64[Tensor, " n"] | None
 
     def __len__(self) -> int:
@@ -175,7 +177,7 @@ def of_arrays(
             "fill them in or leave those series out"
         )
     flat = x.ndim == 2
-    values = torch.from_numpy(np.ascontiguousarray(x[:, None] if flat else x).astype(np.float32))
+    values = torch.from_numpy(np.ascontiguousarray(x[:, None] if flat else x).astype(np.float64))
     index, classes = (None, ()) if label is None else _classes(np.asarray(label), len(x), name)
     train, test = held_out(len(x), index)
 
@@ -257,8 +259,11 @@ def read_arrays(path: Path, options: Options = INFER) -> SeriesData:
 
 def is_ucr(path: Path) -> bool:
     """Whether a ``.tsv`` file is one of the UCR archive: no names, numbers in the first line."""
-    with path.open("rb") as file:
-        first = file.readline().decode("utf-8", "replace").strip()
+    try:
+        with path.open("rb") as file:
+            first = file.readline().decode("utf-8", "replace").strip()
+    except OSError:  # whoever reads it says why
+        return False
     return len(first.split("\t")) > 2 and all(_is_number(text) for text in first.split("\t"))
 
 
@@ -328,10 +333,10 @@ def _value(text: str, line: int, path: Path) -> float:
 
 
 def read_table(path: Path, options: Options) -> SeriesData:
-    """The series of a CSV file, wide or long; see the top of this module."""
+    """The series of a CSV or Parquet file, wide or long; see the top of this module."""
     refuse_unused(options, ("kind", "label_column"), f"the series in {path}")
     blob, facts = _file(path)
-    raw = read_csv(path, blob)
+    raw = table_read.read(path, blob)
     columns = {column.name: column for column in raw.columns}
     chosen = options.label_column
     if chosen is not None and chosen not in columns:
@@ -339,8 +344,15 @@ def read_table(path: Path, options: Options) -> SeriesData:
     label = None if chosen is None else (chosen, list(columns).index(chosen))
     own = [column for column in raw.columns if column.name != chosen]
     classes = None if chosen is None else columns[chosen]
-    if len(own) >= 3 and len(set(own[0].cells)) < len(raw) and _moments(own) is not None:
-        return _from_long(path, own, classes, label, facts, raw.notes, options)
+    if not own:
+        raise Refusal(f"{path} holds no column beside {chosen!r}; series need columns of numbers")
+    if classes is not None and None in classes.cells:
+        row = classes.cells.index(None) + 1
+        raise Refusal(f"{path}: row {row} has no {chosen!r}; fill it in, or choose another label_column")
+    if len(own) >= 3 and len(set(own[0].cells)) < len(raw):
+        if _moments(own) is not None:
+            return _from_long(path, own, classes, label, facts, raw.notes, options)
+        _require_even(path, own)
     x = np.stack([_floats(column, path) for column in own], 1)
     layout = Layout("wide", tuple(column.name for column in own), True, label)
     found = None if classes is None else list(classes.cells)
@@ -377,6 +389,23 @@ def _moments(own: list[RawColumn]) -> tuple[str, ...] | None:
     if all(moments == first for moments in groups.values()):
         return tuple(first)
     return None if all(map(_is_number, groups)) else tuple(map(str, range(len(first))))
+
+
+def _require_even(path: Path, own: list[RawColumn]) -> None:
+    """Raises :class:`Refusal` for a long file whose series have different lengths: every name stands in two lines or
+    more, and moments rise within each (a wide file may repeat numbers in its first column, too)."""
+    groups: dict[str, list[Any]] = {}
+    numbers = all(text is not None and _is_number(text) for text in own[1].cells)
+    for name, moment in zip(own[0].cells, own[1].cells, strict=True):
+        if name is None or moment is None or (_is_number(name) and not float(name).is_integer()):
+            return
+        groups.setdefault(name, []).append(float(moment) if numbers else moment)
+    lengths = {len(moments) for moments in groups.values()}
+    rising = all(a < b for moments in groups.values() for a, b in pairwise(moments))
+    if rising and len(lengths) > 1 and min(lengths) > 1:
+        raise Refusal(
+            f"{path} holds series of {min(lengths)} to {max(lengths)} moments (by {own[0].name!r}); give all one length"
+        )
 
 
 def _from_long(

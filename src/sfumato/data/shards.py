@@ -9,6 +9,8 @@ resumed exactly.  The order is that of :mod:`sfumato.data.stream_order`; images 
 * **Pictures**: as those of a folder (:mod:`sfumato.data.images`): one size and number of channels for all, found from
   the headers of :data:`PROBED` images spread over all shards unless ``--resolution`` says it.
 * **Held out**: of every shard the last few, :data:`HELD_OUT` in all (one in ten where there are few).
+* **Images that cannot be read** are refused when they are met; ``corrupt=skip`` leaves them out where they are held out
+  and trains on a neighbour in their place.
 * **sha256**: of the names and sizes of the files and the places and classes of all images; contents are not read.
 """
 
@@ -17,9 +19,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -45,7 +47,7 @@ SAMPLED = 2000
 MOST_BYTES = 128 * 2**20
 #: Images whose headers say what all are like.
 PROBED = 256
-#: Images in a row that may be damaged where they are replaced by the one before them (``corrupt=skip``).
+#: Training images in a row that may be damaged where they are replaced by the one before them (``corrupt=skip``).
 MOST_SKIPPED = 16
 #: Batches that are read ahead, and threads that decode.
 READY = 3
@@ -55,21 +57,29 @@ THREADS = min(8, os.cpu_count() or 1)
 @final
 @dataclass(frozen=True, eq=False)
 class Place:
-    """Where all images lie: sample ``k`` of the data is sample ``k - first[s]`` of ``shards[s]``, the last such s."""
+    """Where all images lie: sample ``k`` of the data is sample ``k - first[s]`` of ``shards[s]``, the last such s; the
+    first ``trained[s]`` of that shard train, the others are held out."""
 
     shards: tuple[Shard, ...]
     first: Int64[np.ndarray, " s"]
+    trained: tuple[int, ...]
 
     @classmethod
-    def of(cls, shards: Sequence[Shard]) -> Place:
-        """The images of ``shards``, one after another."""
+    def of(cls, shards: Sequence[Shard], trained: Sequence[int] | None = None) -> Place:
+        """The images of ``shards``, one after another; all of them train unless it is said how many do."""
         counts = np.array([len(shard) for shard in shards], np.int64)
-        return cls(tuple(shards), np.cumsum(counts) - counts)
+        own = tuple(counts.tolist()) if trained is None else tuple(trained)
+        return cls(tuple(shards), np.cumsum(counts) - counts, own)
+
+    def find(self, number: int) -> tuple[int, int]:
+        """The shard of one image, and which of its images it is."""
+        shard = int(np.searchsorted(self.first, number, side="right")) - 1
+        return shard, number - int(self.first[shard])
 
     def blob(self, number: int) -> bytes:
         """The file of one image."""
-        shard = int(np.searchsorted(self.first, number, side="right")) - 1
-        found, k = self.shards[shard], number - int(self.first[shard])
+        shard, k = self.find(number)
+        found = self.shards[shard]
         try:
             with open(found.path, "rb") as file:
                 file.seek(int(found.offset[k]))
@@ -82,30 +92,32 @@ class Place:
 
     def code(self, number: int) -> int:
         """The class of one image."""
-        shard = int(np.searchsorted(self.first, number, side="right")) - 1
-        return int(self.shards[shard].code[number - int(self.first[shard])])
+        shard, k = self.find(number)
+        return int(self.shards[shard].code[k])
 
     def words(self, number: int) -> str:
         """What an image is called in a refusal."""
-        shard = int(np.searchsorted(self.first, number, side="right")) - 1
-        return f"image {number - int(self.first[shard]) + 1} of {self.shards[shard].path}"
+        shard, k = self.find(number)
+        return f"image {k + 1} of {self.shards[shard].path}"
 
     def beside(self, number: int, step: int) -> int:
-        """The ``step``-th image to take in the place of another: those before it in its shard, then those behind."""
-        shard = int(np.searchsorted(self.first, number, side="right")) - 1
-        first = int(self.first[shard])
-        place = number - first
-        return first + min(place - step if step <= place else step, len(self.shards[shard]) - 1)
+        """The ``step``-th image to take in the place of another: those before it in its shard, then those behind; a
+        training image for a training image, a held-out one for a held-out one."""
+        shard, k = self.find(number)
+        border = self.trained[shard]
+        low, high = (0, border) if k < border else (border, len(self.shards[shard]))
+        return number - k + min(k - step if step <= k - low else low + step, high - 1)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """Images by number, decoded on background threads."""
+    """Images by number, decoded on background threads; ``damaged``: those that could not be read so far."""
 
     place: Place
     layout: Layout
     skip: bool
+    damaged: set[int] = field(default_factory=set)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -132,12 +144,33 @@ class Decoder:
         for step in range(MOST_SKIPPED if self.skip else 1):
             taken = self.place.beside(number, step)
             try:
-                with opened(self.place.blob(taken)) as image:
-                    return lay(image, self.layout), taken
+                return self._laid(taken), taken
             except Unreadable as error:
                 why = why or str(error)
         mend = "nor its neighbours: write the shard again" if self.skip else "leave such out with --corrupt skip"
         raise Refusal(f"{self.place.words(number)} cannot be read ({why}); {mend}")
+
+    def _laid(self, number: int) -> UInt8[np.ndarray, "c h w"]:
+        """One image; :attr:`damaged` keeps its number where that cannot be read."""
+        try:
+            with opened(self.place.blob(number)) as image:
+                return lay(image, self.layout)
+        except Unreadable:
+            self.damaged.add(number)
+            raise
+
+    def sound(self, numbers: Sequence[int]) -> list[int]:
+        """Those of some images that can be read, where others are to be skipped; else all."""
+
+        def whole(number: int) -> bool:
+            try:
+                self._laid(number)
+            except Unreadable:
+                return False
+            return True
+
+        good: Iterable[bool] = self._pool.map(whole, numbers) if self.skip else [True] * len(numbers)
+        return [number for number, kept in zip(numbers, good, strict=True) if kept]
 
 
 @final
@@ -279,8 +312,14 @@ class ShardData:
             licence=self.licence,
             sha256=self.sha256,
             options=str(self.options),
-            reading=self.reading,
+            reading=replace(self.reading, notes=(*self.reading.notes, *self._replaced())),
         )
+
+    def _replaced(self) -> list[tuple[str, str]]:
+        """How many images could not be read so far, in words; nothing where all could."""
+        count = len(self.rows_of.decoder.damaged)
+        said = f"{count:,} of those decoded so far cannot be read: a neighbour stands for one in training"
+        return [("skipped", said)] if count else []
 
     def _counts(self) -> tuple[int, ...]:
         """How many training images of every class there are."""
@@ -301,14 +340,14 @@ def read(name: str, options: Options) -> ShardData:
         raise Refusal(f"{empty} holds no images; name shards whose samples are pictures (KEY.png, KEY.jpg, ...)")
     unique, classes = _classified(list(with_names.values()), options, name)
     by_path = {shard.path: shard for shard in unique}
-    place = Place.of([by_path[path] for path in paths])
     if sum(len(shard) for shard in unique) < 2:
         raise Refusal(f"{name} holds 1 image; give at least 2, one of them is held out")
     headers = _probed(Place.of(unique), options)
     found = layout(headers, options, name)
-    decoder = Decoder(place, found, options.corrupt == "skip")
     kept_out = _held_out(unique, _most(found, HELD_OUT))
     counts = tuple(len(by_path[path]) - kept_out[path] for path in paths)
+    place = Place.of([by_path[path] for path in paths], counts)
+    decoder = Decoder(place, found, options.corrupt == "skip")
     total = sum(int(shard.size.sum()) for shard in place.shards)
     rows = ShardRows(decoder, counts, window_of(sum(counts), total), bool(classes), torch.device("cpu"))
     return ShardData(
@@ -345,14 +384,17 @@ def _held_out(shards: Sequence[Shard], most: int) -> dict[Path, int]:
 
 
 def _last(decoder: Decoder, place: Place, paths: Sequence[Path], kept_out: dict[Path, int], labelled: bool) -> Split:
-    """The held-out images, each shard's once."""
+    """The held-out images, each shard's once; none takes the place of one that cannot be read."""
     numbers = []
     for path in dict.fromkeys(paths):
         shard = list(paths).index(path)
         end = int(place.first[shard]) + len(place.shards[shard])
         numbers += list(range(end - kept_out[path], end))
     with careful():
-        return decoder.split(torch.tensor(numbers, dtype=torch.int64), labelled)
+        sound = decoder.sound(numbers)
+        if not sound:
+            raise Refusal(f"{paths[0]}: none of {len(numbers)} held-out images can be read; write the shards again")
+        return decoder.split(torch.tensor(sound, dtype=torch.int64), labelled)
 
 
 def _classified(shards: list[Shard], options: Options, name: str) -> tuple[list[Shard], tuple[str, ...]]:

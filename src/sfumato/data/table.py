@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from sfumato.data import table_read
 from sfumato.data.options import INFER, Options
 from sfumato.data.table_columns import infer
-from sfumato.data.table_read import RawColumn, RawTable, read_csv, read_parquet
+from sfumato.data.table_read import RawColumn, RawTable
 from sfumato.data.table_transform import Frame, TableTransform
 from sfumato.errors import Refusal, nearest
 
@@ -175,20 +176,15 @@ def read(path: Path, options: Options = INFER) -> TableData:
         blob = path.read_bytes()
     except OSError as error:
         raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
-    raw = read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, blob)
+    raw = table_read.read(path, blob)
     return of_raw(raw, str(path.resolve()), f"the file {path.name}", hashlib.sha256(blob).hexdigest(), options)
 
 
 def of_columns(columns: Mapping[str, Any], name: str = "table", label_column: str | None = None) -> TableData:
     """A table from columns in memory (a dict of sequences, a pandas or polars frame): cells as CSV would hold them."""
-    from sfumato.data.table_read import cell
-
     names = list(getattr(columns, "columns", columns))
     listed = {key: list(columns[key]) for key in names}
-    raw = tuple(
-        RawColumn(str(key), tuple(None if v is None or v != v else cell(str(v)) for v in values))
-        for key, values in listed.items()
-    )
+    raw = tuple(RawColumn(str(key), table_read.cells(values)) for key, values in listed.items())
     if len({len(column.cells) for column in raw}) != 1:
         raise Refusal("columns of different lengths; give every column one value a row")
     text = "\n".join(",".join(map(str, row)) for row in zip(*(column.cells for column in raw), strict=True))

@@ -36,10 +36,13 @@ from sfumato.errors import Refusal, nearest
 MOST_VALUES, SHORT = 1000, 20
 #: Words that may stand among numbers: this share of the cells at most, and this many different ones.
 WORDS, MOST_WORDS = 0.2, 8
+#: What has more digits than this is no number.
+LONGEST = 400
 
-_WHOLE = re.compile(r"[+-]?(?:0|[1-9]\d{0,18})")
+_WHOLE = re.compile(r"[+-]?(?:0|[1-9]\d*)")
 _DECIMAL = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.(\d*))?|\.(\d+))(?:[eE][+-]?\d+)?")
 _COMMA = re.compile(r"[+-]?(?:0|[1-9]\d*)(?:,(\d+))?")
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _INFINITE = re.compile(r"[+-]?inf(?:inity)?", re.IGNORECASE)
 
 Numbers = Float64[np.ndarray, " n"]
@@ -172,6 +175,11 @@ def _spelled(written: list[str], others: tuple[Cell, ...], tokens: Sequence[Toke
     return [others[k - 1] or "" if k else text for text, k in zip(written, tokens[0].tolist(), strict=True)]
 
 
+def _positive(text: str) -> str:
+    """A number as text, its sign taken off where nothing but zeros is left of it."""
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
 def _scaled(code: Code, x: Numbers) -> Numbers:
     return np.where(np.isnan(x), 0.0, code.encode(np.nan_to_num(x)))
 
@@ -219,7 +227,7 @@ class Number:
             array = np.where(gone, np.nan, np.array(exact, dtype=np.float64)) if self.others else np.array(exact)
             return array, _spelled([str(v) for v in exact], self.others, tokens)
         form = ".7g" if self.decimals is None else f".{self.decimals}f"
-        written = [format(v + 0.0, form) for v in np.where(gone, 0.0, x[0]).tolist()]
+        written = [_positive(format(v, form)) for v in np.where(gone, 0.0, x[0]).tolist()]
         array = np.where(gone, np.nan, np.array([float(text) for text in written]))
         written = [text.replace(".", ",") for text in written] if self.comma else written
         return array, _spelled(written, self.others, tokens)
@@ -267,8 +275,11 @@ class Date:
     def read(self, cells: Sequence[Cell]) -> tuple[list[Numbers], list[Tokens]]:
         """Steps of ``unit`` since ``base``; raises :class:`Refusal` for a date of another style."""
         gone, tokens = _with_words(cells, self.others)
-        found = table_dates.read([str(text) for g, text in zip(gone, cells, strict=True) if not g])
         x = np.full(len(cells), np.nan)
+        if gone.all():
+            return [x], tokens
+        dated = [str(text) for g, text in zip(gone, cells, strict=True) if not g]
+        found = table_dates.read(dated, (self.style.order,))
         if found is None:
             raise Refusal(f"column {self.name!r} holds dates of another style than {self.style.write(self.base)}")
         x[~gone] = [(t - self.base) / self.unit for t in found[0]]
@@ -342,7 +353,7 @@ def ordered(values: set[Cell]) -> tuple[Cell, ...]:
 
 
 def _size(value: Cell) -> int:
-    return int(value) if value is not None and _WHOLE.fullmatch(value) else 0
+    return int(value) if value is not None and len(value) <= LONGEST and _WHOLE.fullmatch(value) else 0
 
 
 def infer(raw: RawColumn) -> Found:
@@ -368,7 +379,25 @@ def _words(counts: Counter[Cell], fits: Any) -> tuple[Cell, ...] | None:
     return ordered(words)
 
 
+def _require_points(raw: RawColumn, counts: Counter[Cell]) -> None:
+    """Raises :class:`Refusal` for a column of numbers whose commas may group thousands: ``950`` beside ``1,050``."""
+    texts = [text for text in counts if text is not None]
+    grouped = [text for text in texts if _GROUPED.fullmatch(text)]
+    if not grouped:
+        return
+    beside = sum(_DECIMAL.fullmatch(text) is not None for text in texts)
+    settled = any("," in text and _COMMA.fullmatch(text) and not _GROUPED.fullmatch(text) for text in texts)
+    if settled or len(grouped) + beside < 3 or not (beside or any(text.count(",") > 1 for text in grouped)):
+        return
+    if _words(counts, lambda text: _GROUPED.fullmatch(text) or _DECIMAL.fullmatch(text)) is not None:
+        raise Refusal(
+            f"column {raw.name!r}: is {grouped[0]} a thousand or a decimal? write such cells without the comma, or "
+            "with a point"
+        )
+
+
 def _numeric(raw: RawColumn, counts: Counter[Cell]) -> Found | None:
+    _require_points(raw, counts)
     tails = {len(found[1]) for text in counts if text is not None and (found := _COMMA.fullmatch(text)) and found[1]}
     comma = bool(tails) and not any("." in text for text in counts if text is not None)
     form = _COMMA if comma else _DECIMAL
@@ -382,6 +411,8 @@ def _numeric(raw: RawColumn, counts: Counter[Cell]) -> Found | None:
     values = [text for text in counts if text not in others]
     if len(values) < 3:
         return None  # two values are a category
+    if any(len(str(text)) > LONGEST for text in values):
+        return None  # identifiers
     whole = not comma and all(_WHOLE.fullmatch(str(text)) for text in values)
     if whole:
         return _whole_number(raw, [int(str(text)) for text in values], others)

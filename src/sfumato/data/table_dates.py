@@ -78,12 +78,13 @@ def _ticks(found: re.Match[str]) -> int:
     return (when - EPOCH) // timedelta(microseconds=1)
 
 
-def read(cells: Sequence[str]) -> tuple[list[int], Style, str | None] | None:
+def read(cells: Sequence[str], orders: Sequence[str] = ORDERS) -> tuple[list[int], Style, str | None] | None:
     """The microseconds since 1970 of dated cells, their style, and a note where something was decided for the user.
 
-    None where the cells are no dates of one style.
+    ``orders``: those that are tried, the first that fits is taken.  None where the cells are no dates of one style.
     """
-    for order, pattern in _PATTERNS.items():
+    for order in orders:
+        pattern = _PATTERNS[order]
         matches = [pattern.fullmatch(text) for text in cells]
         found = [match for match in matches if match is not None]
         if len(found) < len(cells):

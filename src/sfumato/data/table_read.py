@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, final
 
@@ -54,6 +55,17 @@ def cell(text: str) -> Cell:
     """A cell without the blanks around it; None where it says that there is nothing."""
     stripped = text.strip()
     return None if stripped in MISSING else stripped
+
+
+def cells(values: Sequence[Any]) -> tuple[Cell, ...]:
+    """Values in memory as cells: None, NaN, NaT and NA hold nothing; moments of one column have the same digits."""
+    present = [None if v is None or str(v) in MISSING else v for v in values]
+    fine = any(isinstance(v, datetime) and v.microsecond for v in present)
+    digits = "microseconds" if fine else "seconds"
+    return tuple(
+        v if v is None else v.isoformat(sep=" ", timespec=digits) if isinstance(v, datetime) else cell(str(v))
+        for v in present
+    )
 
 
 def decoded(blob: bytes, path: Path) -> tuple[str, tuple[str, ...]]:
@@ -100,7 +112,7 @@ def read_csv(path: Path, blob: bytes) -> RawTable:
     """The columns of a CSV file, whose first line names them.
 
     Raises :class:`Refusal` where a line has another number of cells, where two columns have one name, where there is no
-    row.  A first column without a name that counts the rows is left out, with a note.
+    row.  A first column without a name that counts the rows is left out, with a note; any other is named by its place.
     """
     text, notes = decoded(blob, path)
     rows = lines_of(text, separator_of(text, path), path)
@@ -114,11 +126,13 @@ def read_csv(path: Path, blob: bytes) -> RawTable:
                 f"{path}: line {number} has {len(row)} cells where the first line names {len(names)} columns; mend it "
                 "(text that holds the separator needs quotes)"
             )
-    cells = [tuple(map(cell, column)) for column in zip(*(row for _, row in rows[1:]), strict=True)]
-    if len(cells) > 1 and names[0] == "" and _counts_rows(cells[0]):
-        names, cells, notes = names[1:], cells[1:], (*notes, "the first column numbers the rows: left out")
+    columns = [tuple(map(cell, column)) for column in zip(*(row for _, row in rows[1:]), strict=True)]
+    if len(columns) > 1 and names[0] == "" and _counts_rows(columns[0]):
+        names, columns, notes = names[1:], columns[1:], (*notes, "the first column numbers the rows: left out")
+    names, more = named(names, len(rows[0][1]) - len(names))
     require_names(names, path)
-    return RawTable(tuple(RawColumn(name, column) for name, column in zip(names, cells, strict=True)), notes)
+    raw = tuple(RawColumn(name, column) for name, column in zip(names, columns, strict=True))
+    return RawTable(raw, (*notes, *more))
 
 
 def _counts_rows(cells: Sequence[Cell]) -> bool:
@@ -128,11 +142,23 @@ def _counts_rows(cells: Sequence[Cell]) -> bool:
     return all(value == str(int(first) + k) for k, value in enumerate(cells))
 
 
+def named(names: Sequence[str], left_out: int = 0) -> tuple[list[str], tuple[str, ...]]:
+    """Names, those that are empty by their place in the file (after ``left_out`` others), and a note of each."""
+    found = [name.strip() or f"column {k + 1}" for k, name in enumerate(names, left_out)]
+    notes = tuple(f"{new}: has no name in the file" for new, name in zip(found, names, strict=True) if not name.strip())
+    return found, notes
+
+
 def require_names(names: Sequence[str], path: Path) -> None:
     """Raises :class:`Refusal` where two columns have one name."""
     twice = [name for k, name in enumerate(names) if name in names[:k]]
     if twice:
         raise Refusal(f"{path} has two columns called {twice[0]!r}; its first line must name each column once")
+
+
+def read(path: Path, blob: bytes) -> RawTable:
+    """The columns of a file by its ending: Parquet, else CSV.  Raises :class:`Refusal` as the reader of each."""
+    return read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path, blob)
 
 
 def read_parquet(path: Path) -> RawTable:
@@ -152,8 +178,9 @@ def read_parquet(path: Path) -> RawTable:
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0][:120]
         raise Refusal(f"cannot read {path} ({why}); is it a Parquet file?") from None
-    columns, notes = [], []
-    for name, column in zip(table.column_names, table.columns, strict=True):
+    names, said = named(table.column_names)
+    columns, notes = [], [*said]
+    for name, column in zip(names, table.columns, strict=True):
         values = _arrow_cells(pa, column)
         if values is None:
             notes.append(f"{name}: holds {column.type}, which is no cell of a table: left out")
@@ -179,12 +206,14 @@ def _arrow_cells(pa: Any, column: Any) -> tuple[Cell, ...] | None:
         kind = column.type
     if types.is_timestamp(kind):
         column = column.cast(pa.timestamp("us", kind.tz), safe=False)
-        return tuple(None if v is None else v.isoformat(sep=" ") for v in column.to_pylist())
+        return cells(column.to_pylist())
     if types.is_date(kind):
         return tuple(None if v is None else v.isoformat() for v in column.to_pylist())
     if types.is_floating(kind):
         return tuple(None if v is None or v != v else repr(v) for v in column.to_pylist())
-    plain = (types.is_boolean, types.is_integer, types.is_decimal, types.is_string, types.is_large_string)
+    if _is_text(pa, kind):  # a Parquet file says itself where there is nothing: "NA" is a word
+        return tuple(None if v is None else v.strip() or None for v in column.to_pylist())
+    plain = (types.is_boolean, types.is_integer, types.is_decimal)
     if not any(test(kind) for test in plain):
         return (None,) * len(column) if types.is_null(kind) else None
     return tuple(None if v is None else cell(str(v)) for v in column.to_pylist())

@@ -8,7 +8,6 @@ and time of change, so a shard is looked through once.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -31,6 +30,8 @@ from sfumato.fetch import cache
 LABEL = "label"
 #: Where a sample has no class.
 NO_CLASS = -1
+#: What the names in a folder of shards end in: the shards themselves, and what is kept beside them.
+BESIDE = (".tar", ".json", ".txt", ".idx")
 #: What a list in braces may make at most.
 MOST_SHARDS = 1_000_000
 #: Bytes of a .cls or .json that are read.
@@ -80,7 +81,7 @@ def listed(name: str) -> list[Path]:
     """The shards that a pattern or a folder names, in order.  Raises :class:`Refusal` where one is not there."""
     folder = Path(name)
     if folder.is_dir():
-        return [Path(path) for path in sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))]
+        return [folder / each for each in _visible(name) if each.lower().endswith(".tar")]
     if "://" in name or name.startswith("pipe:"):
         raise Refusal(f"{name}: shards are read from a disk; copy them there first (or mount the store)")
     paths = [Path(path) for path in expand(name)]
@@ -94,10 +95,20 @@ def listed(name: str) -> list[Path]:
 
 
 def is_shards(name: str) -> bool:
-    """Whether ``name`` is a pattern of .tar files (packed ones, too: they are refused), or a folder of them."""
+    """Whether ``name`` is a pattern of .tar files (packed ones, too: they are refused), or a folder of nothing else
+    (but lists, :data:`BESIDE`): a .tar that lies among images hides none of them."""
     if name.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
         return True
-    return os.path.isdir(name) and any(each.lower().endswith(".tar") for each in os.listdir(name))
+    names = [each.lower() for each in _visible(name)]
+    return any(each.endswith(".tar") for each in names) and all(each.endswith(BESIDE) for each in names)
+
+
+def _visible(name: str) -> list[str]:
+    """The names in a folder, sorted, but those that begin with a dot; none where there is no folder to look into."""
+    try:
+        return sorted(each for each in os.listdir(name) if not each.startswith("."))
+    except (OSError, ValueError):
+        return []
 
 
 def indexed(paths: Sequence[Path], label: str | None) -> dict[Path, Shard]:

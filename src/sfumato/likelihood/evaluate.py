@@ -37,6 +37,7 @@ from sfumato.likelihood.vlb import (
     latent_log_prob,
     reconstruction,
 )
+from sfumato.metrics import units
 from sfumato.metrics.records import Record
 from sfumato.processes.decoder import Levels
 from sfumato.processes.gaussian import Gaussian
@@ -222,7 +223,7 @@ def evaluate(
             better="lower",
             n=n,
             n_ref=n,
-            reference=f"{data.name}/test",
+            reference=units.reference(data, "test"),
             data_sha256=data.sha256,
             rule=rule,
             floor_rule="0: the entropy of the images is not known",

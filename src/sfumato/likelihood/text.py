@@ -15,6 +15,7 @@ import torch
 
 from sfumato import __version__
 from sfumato.errors import Refusal
+from sfumato.metrics import units
 from sfumato.metrics.records import Record
 from sfumato.randomness import Streams
 from sfumato.training.seeds import mix
@@ -47,7 +48,7 @@ def bits_per_character(model: Any, data: Any, windows: int = 128, *, seed: int =
         better="lower",
         n=windows,
         n_ref=windows,
-        reference=f"{data.name}/test",
+        reference=units.reference(data, "test"),
         data_sha256=data.sha256,
         rule=f"{likelihood.name} of held-out windows of {rows.shape[1]} tokens, each without context",
         floor_rule="0: the entropy of the text is not known",

@@ -20,7 +20,7 @@ from sfumato.errors import Refusal, nearest
 from sfumato.metrics import manifolds, sliced
 from sfumato.metrics.distances import Estimate, Moments, frechet_error, frechet_from_moments, moments
 from sfumato.metrics.extractors import Classifier, Extractor
-from sfumato.metrics.kernels import BLOCK, BLOCKS, WIDTHS, Cubic, Embedded, block_distance, radial_of
+from sfumato.metrics.kernels import BLOCK, BLOCKS, MEDIAN_OF, WIDTHS, Cubic, Embedded, block_distance, radial_of
 from sfumato.metrics.scores import SPLITS, inception_score
 
 #: Neighbours of precision and recall, of density and coverage: those of the papers.
@@ -139,7 +139,8 @@ METRICS = _table(
     ),
     Metric(
         "mmd-rbf", "lower", "whole",
-        f"unbiased MMD^2, mean of Gaussian kernels {', '.join(map(str, WIDTHS))} x the reference's median distance",
+        f"unbiased MMD^2, mean of Gaussian kernels {', '.join(map(str, WIDTHS))} x the median distance "
+        f"of {MEDIAN_OF:,} evenly spaced reference vectors",
         "Gretton et al. 2012, JMLR 13, eq. 3", lambda d: 3,
         lambda x, target: target.radial.distance(x), centred=True,
     ),

@@ -15,6 +15,7 @@ from jaxtyping import Float64, Shaped
 
 from sfumato import __version__
 from sfumato.errors import Refusal
+from sfumato.metrics import units
 from sfumato.metrics.records import Record
 
 #: What ``generated`` must say; a value may be None where it is not known.
@@ -81,7 +82,7 @@ def records(
             better=each.better,
             n=n,
             n_ref=len(data.test if each.seen == "test" else data.train),
-            reference=f"{data.name}/{each.seen}",
+            reference=units.reference(data, each.seen),
             data_sha256=data.sha256,
             rule=each.rule,
             floor_rule=floor_rule if each.seen == "test" else held,

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import final
 
 from sfumato.errors import Refusal
-from sfumato.metrics.records import Record, differences
+from sfumato.metrics.records import Record, comparable, differences
+
+#: How samples were made, as records say it: in fields of their own, and among their settings.
+OWN = ("sampler", "steps", "guidance")
+MADE = (
+    "grid", "interval", "autoguide", "threshold", "weights", "solver", "prompt", "temperature", "top_p", "label",
+)  # fmt: skip
 
 
 @final
@@ -56,7 +62,7 @@ def _error(record: Record) -> float | None:
 
 
 def read(source: Path) -> list[Record]:
-    """The newest record of every metric in a run folder, or in a file of records (a line each, or a list of them).
+    """The records, the oldest first, in a run folder, or in a file of records (a line each, or a list of them).
 
     Raises :class:`Refusal` where there are none.
     """
@@ -66,10 +72,10 @@ def read(source: Path) -> list[Record]:
     if not path.is_file():
         raise Refusal(f"{source} holds no records; evaluate it first, or give a run folder or a file of records")
     lines = read_log(path) if path.suffix == ".jsonl" else _listed(path)
-    newest = {record.name: record for record in map(Record.from_json, lines)}
-    if not newest:
+    found = [Record.from_json(line) for line in lines]
+    if not found:
         raise Refusal(f"{path} holds no records; evaluate the run first")
-    return list(newest.values())
+    return found
 
 
 def _listed(path: Path) -> list[dict[str, object]]:
@@ -85,8 +91,12 @@ def _listed(path: Path) -> list[dict[str, object]]:
 
 
 def drifts(before: Sequence[Record], after: Sequence[Record]) -> list[Drift]:
-    """The metrics that both have.  Raises :class:`Refusal` where none of them can be compared, and says why."""
+    """The metrics that both have: each now beside the newest before that was measured alike, or the newest of all.
+
+    Raises :class:`Refusal` where none of them can be compared, and says why.
+    """
     then, now = ({record.name: record for record in records} for records in (before, after))
+    then |= {record.name: record for record in before if record.name in now and comparable(record, now[record.name])}
     shared = [name for name in now if name in then]
     if not shared:
         raise Refusal(f"no metric in common: {', '.join(then)} before, {', '.join(now)} now; measure both alike")
@@ -104,6 +114,23 @@ def _why(before: Record, after: Record) -> str | None:
     return f"{parts[0]} was {then}, is {now}"
 
 
+def otherwise(before: Record, after: Record) -> str:
+    """How the samples of two records were made otherwise, as in ``steps 50 -> 5``; what either does not say is left
+    out.
+    """
+    then, now = (
+        {name: getattr(record, name) for name in OWN} | {k: v for k, v in record.settings.items() if k in MADE}
+        for record in (before, after)
+    )
+    return ", ".join(f"{k} {_cut(then[k])} -> {_cut(now[k])}" for k in then if k in now and then[k] != now[k])
+
+
+def _cut(value: object) -> str:
+    """At most 32 characters of a value."""
+    text = _short(value)
+    return text if len(text) <= 32 else f"{text[:29]}..."
+
+
 def _short(value: object) -> str:
     text = str(value)
     return f"{text[:12]}..." if len(text) == 64 else repr(value) if isinstance(value, str) else text
@@ -119,10 +146,24 @@ def _line(drift: Drift) -> str:
     values = f"{drift.before.value:.4g} -> {drift.after.value:.4g}"
     if drift.why is not None:
         return f"{values}  not comparable: {drift.why}"
+    other = otherwise(drift.before, drift.after)
+    made = f"; samples made otherwise: {other}" if other else ""
     if drift.worse is None or drift.error is None:
-        return f"{values}  change {drift.change:+.3g} (standard error not known)"
+        return f"{values}  change {drift.change:+.3g} (standard error not known){made}"
     side = "worse" if drift.worse > 0 else "better"
-    return f"{values}  change {drift.change:+.3g} \u00b1 {drift.error:.1g}: {side} by {abs(drift.worse):.1f} errors"
+    change = f"{drift.change:+.3g} \u00b1 {drift.error:.1g}: {side} by {abs(drift.worse):.1f} errors"
+    return f"{values}  change {change}{made}"
+
+
+def with_errors(records: Sequence[Record]) -> list[str]:
+    """The metrics whose standard error is known."""
+    return [record.name for record in records if _error(record) is not None]
+
+
+def unjudged(found: Sequence[Drift]) -> list[str]:
+    """The metrics that :func:`failed` cannot judge, each with why."""
+    left = [drift for drift in found if drift.worse is None]
+    return [f"{drift.after.name} ({drift.why or 'standard error not known'})" for drift in left]
 
 
 def failed(found: Sequence[Drift], above: float) -> list[str]:

@@ -10,6 +10,7 @@ samples give the same records.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -23,7 +24,7 @@ from sfumato.errors import Refusal
 from sfumato.metrics import catalogue, copies, units
 from sfumato.metrics.catalogue import METRICS, Target
 from sfumato.metrics.distances import Estimate
-from sfumato.metrics.extractors import DEFAULTS, Digits, Extractor, get
+from sfumato.metrics.extractors import DEFAULTS, Classifier, Digits, Extractor, get
 from sfumato.metrics.records import Record
 
 #: What ``label-accuracy`` can be measured for: the classes that the classifier knows.
@@ -35,16 +36,19 @@ DRAWS = 5
 #: What ``generated`` must say; a value may be None where it is not known.
 REQUIRED = ("sampler", "nfe", "seed")
 
-#: What a record keeps of how its samples were made, beside the first of their seeds.
+#: What a record keeps of how its samples were made, beside the first of their seeds and how often each class was asked
+#: for.
 KEPT = (
     "sampler", "steps", "grid", "nfe", "network_rows_per_sample", "guidance", "interval", "autoguide",
-    "threshold", "weights", "compute",
+    "threshold", "weights", "compute", "solver", "prompt", "temperature", "top_p",
 )  # fmt: skip
 
 
 def made(record: Mapping[str, Any]) -> dict[str, Any]:
     """``generated`` for :func:`evaluate`, from the record of :class:`~sfumato.training.samples.Samples`."""
-    return {key: record[key] for key in KEPT} | {"nfe": float(record["nfe"]), "seed": record["seeds"][0]}
+    label = None if record["label"] is None else dict(Counter(record["label"]))
+    own = {"nfe": float(record["nfe"]), "seed": record["seeds"][0], "label": label}
+    return {key: record[key] for key in KEPT} | own
 
 
 def evaluate_with(
@@ -61,6 +65,8 @@ def evaluate_with(
     labelled = data.kind == "images" and data.classes == DIGITS and isinstance(found, Digits)
     if names is not None and "label-accuracy" in asked and not labelled:
         raise Refusal(f"label-accuracy is of the ten digits seen by digit-net, not {data.name} by {found.name}")
+    if "inception-score" in asked and not isinstance(found, Classifier):
+        raise Refusal(f"inception-score asks a classifier, and {found.name} is none; take mobilenet, or leave it out")
     if names is not None and "copy-rate" in asked and data.kind != "images":
         raise Refusal(f"copy-rate is of images, {data.name} holds {data.kind}; leave it out")
     return found, [name for name in asked if labelled or name != "label-accuracy"]
@@ -228,13 +234,13 @@ def measure(
         better="",
         n=len(given),
         n_ref=0,
-        reference=f"{data.name}/test",
+        reference=units.reference(data, "test"),
         data_sha256=data.sha256,
         rule="",
         floor_rule=r.floor_rule,
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
-        preparation=_preparation(extractor, given),
+        preparation=_preparation(extractor, given, data),
         sampler=generated["sampler"],
         steps=generated.get("steps"),
         nfe=generated["nfe"],
@@ -262,10 +268,10 @@ def measure(
     return records
 
 
-def _preparation(extractor: Extractor, x: Any) -> str:
-    """What is done to samples, and to features, before they are compared."""
+def _preparation(extractor: Extractor, x: Any, data: Any) -> str:
+    """What is done to samples, and to features, before they are compared; how the reference is cut, for text."""
     scaled = ["standardised over the reference"] if extractor.standardised else []
-    steps = [step for step in (extractor.preparation(x), *scaled) if step != "none"]
+    steps = [step for step in (extractor.preparation(x), *scaled, units.windowed(data)) if step != "none"]
     return ", ".join(steps) or "none"
 
 
@@ -285,15 +291,16 @@ def _accuracy(blind: Record, features: Tensor, label: Tensor, r: Reference) -> R
 def _copies(blind: Record, x: Tensor, r: Reference, held_out: Tensor) -> Record:
     """The share of samples that stand too near to a training image."""
     train = units.form(r.data.kind).real(r.data, "train")
-    threshold = copies.copy_threshold(held_out)
+    threshold, every = copies.copy_threshold(held_out), int(r.data.spec()["train"])
+    of = f" (of {len(train):,} of {every:,} training images)" if every > len(train) else ""
     found = _share(copies.copy_scores(x, train) < threshold)
     return replace(
         blind, name="copy-rate", value=found.value, error=found.error,
         floor=copies.copy_rate(held_out, threshold), better="lower", n_ref=len(train),
-        reference=f"{r.data.name}/train", extractor="pixels", extractor_sha256="", preparation="none",
+        reference=units.reference(r.data, "train"), extractor="pixels", extractor_sha256="", preparation="none",
         rule="share of samples whose distance to the nearest training image, over the mean of the "
         f"{copies.NEIGHBOURS} nearest, is below the {copies.HELD_OUT_RATE:.0%} quantile of "
-        f"{len(held_out)} held-out images",
+        f"{len(held_out)} held-out images{of}",
         floor_rule=f"the same rule on these {len(held_out)} held-out images",
     )  # fmt: skip
 

@@ -23,7 +23,7 @@ from sfumato.metrics.distances import ROWS, Estimate, checked, pair
 
 #: The widths of :class:`Radial`, times the median distance between reference vectors.
 WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
-#: Vectors that the median distance is taken between.
+#: Vectors that the median distance is taken between, evenly spaced since a split may be sorted by class.
 MEDIAN_OF = 1000
 #: Vectors in a block of :func:`block_distance` where there are enough (Binkowski et al.), and how many blocks at least.
 BLOCK, BLOCKS = 1000, 10
@@ -62,11 +62,14 @@ class Radial:
 
 
 def median_distance(x: Float[Tensor, "n d"]) -> float:
-    """The median distance between two different vectors among the first 1,000: the scale of a radial kernel.
+    """The median distance between two different vectors among 1,000 evenly spaced ones (all, where there are fewer):
+    the scale of a radial kernel.
 
     Raises :class:`Refusal` where it is 0.
     """
-    rows = checked(x, 2)[:MEDIAN_OF]
+    every = checked(x, 2)
+    count = min(len(every), MEDIAN_OF)
+    rows = every[torch.arange(count) * len(every) // count]
     found = float(torch.nn.functional.pdist(rows).median())
     if found == 0:
         raise Refusal(f"more than half of {len(rows)} feature vectors are equal; a radial kernel has no scale")

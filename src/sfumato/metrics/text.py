@@ -34,6 +34,7 @@ from jaxtyping import Int64, UInt64
 from sfumato import __version__
 from sfumato.data.text import TextData
 from sfumato.errors import Refusal
+from sfumato.metrics import units
 from sfumato.metrics.records import Record
 
 #: A word.
@@ -248,13 +249,13 @@ def measure_text(samples: Sequence[str], reference: TextReference, *, generated:
             better=better,
             n=len(samples),
             n_ref=len(r.test) if divergent else len(r.train),
-            reference=f"{r.data.name}/{'test' if divergent else 'train'}",
+            reference=units.reference(r.data, "test" if divergent else "train"),
             data_sha256=r.data.sha256,
             rule=rule,
             floor_rule=other if divergent else own,
             extractor="characters" if name.startswith("char") else "words",
             extractor_sha256="",
-            preparation=str(r.data.tokenizer.to_json()["name"]),
+            preparation=f"{r.data.tokenizer.to_json()['name']}, {units.windowed(r.data)}",
             sampler=generated["sampler"],
             steps=generated.get("steps"),
             nfe=generated["nfe"],

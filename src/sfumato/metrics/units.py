@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.data import options
 from sfumato.errors import Refusal, nearest
 
 
@@ -73,6 +74,26 @@ def _windows(data: Any, split: str) -> list[str]:
     return spread_windows(text, len(text) // length, length)
 
 
+#: Classes are asked for in turn where they are as often in the held-out split up to this total variation.
+BALANCED = 0.10
+
+
+def labels(data: Any, classes: Sequence[str], n: int) -> list[str] | None:
+    """The classes to ask a model of ``classes`` for, so that n samples compare with the held-out split of ``data``.
+
+    All in turn where the held-out classes are balanced (at most a tenth of the samples would have to change class for
+    equal shares), else those of held-out samples in a fixed random order; None where the model has no classes.
+    """
+    held = data.test.label if classes else None
+    if held is None:
+        return list(classes) or None
+    shares = torch.bincount(held, minlength=len(classes)).double() / len(held)
+    if float((shares - 1 / len(classes)).abs().sum() / 2) <= BALANCED:
+        return list(classes)
+    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0)).tolist()
+    return [classes[int(held[order[k % len(order)]])] for k in range(n)]
+
+
 #: How each kind of data is handed over.
 FORMS = {
     "images": Form(_pictures, _as_they_are),
@@ -81,6 +102,17 @@ FORMS = {
     "table": Form(lambda data, split: _one_hot(getattr(data, split).x0, data.transform), _table_made),
     "text": Form(_windows, lambda data, x: list(x)),
 }
+
+
+def reference(data: Any, split: str) -> str:
+    """The name of a split with how the data were read where that was chosen: ``mnist/test``, ``a/test (crop=none)``."""
+    how = options.from_json(data.spec().get("options") or {})
+    return f"{data.name}/{split} ({how})" if how.changed() else f"{data.name}/{split}"
+
+
+def windowed(data: Any) -> str:
+    """How long the windows of a text are, in the words that a record keeps; ``none`` for other data."""
+    return f"windows of {data.length} tokens" if data.kind == "text" else "none"
 
 
 def form(kind: str) -> Form:

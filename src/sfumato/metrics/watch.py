@@ -1,7 +1,8 @@
 """The best checkpoint by a metric: a small evaluation at every report of a training, and the best weights kept.
 
-The contract: watching changes nothing of what is trained.  At each report the same ``n`` seeds are sampled in the
-model's own way and measured by one metric against one reference, so that two values differ by the weights alone;
+The contract: watching changes nothing of what is trained in a number of steps (in minutes it costs steps).  At each
+report the same ``n`` seeds are sampled in the model's own way and measured by one metric against one reference, so that
+two values differ by the weights alone;
 ``RUN/best`` is a run folder of its own (``config.json``, ``model.safetensors``) with the weights of the best value so
 far, and ``best.json`` says which.  A choice among many reports flatters itself: measure ``RUN/best`` again on fresh
 seeds (``sfumato eval RUN/best --seed 1000000``) before quoting a number.
@@ -9,11 +10,12 @@ seeds (``sfumato eval RUN/best --seed 1000000``) before quoting a number.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from sfumato.errors import Refusal
+from sfumato.metrics import units
 from sfumato.metrics.evaluate import Reference, evaluate_with, limits, made, measure
 from sfumato.metrics.records import Record
 from sfumato.training.files import make_folder, read_json, to_json, write_bytes
@@ -22,8 +24,10 @@ from sfumato.training.files import make_folder, read_json, to_json, write_bytes
 FOLDER = "best"
 
 
-def require(data: Any, metric: str, n: int) -> None:
-    """Raises :class:`Refusal` unless n samples of such data can be measured by ``metric``."""
+def require(data: Any, metric: str, n: int, classes: Sequence[str]) -> None:
+    """Raises :class:`Refusal` unless n samples of a model of ``classes`` can be measured by ``metric`` on such data."""
+    if metric == "label-accuracy" and not classes:
+        raise Refusal("best=label-accuracy: this model is trained without classes; take another metric")
     _, names = evaluate_with(data, None, (metric,))
     least, most = limits(data, None, names)
     if not least <= n <= most:
@@ -70,7 +74,7 @@ class Watch:
     def _measured(self, model: Any) -> Record:
         if self.reference is None:
             self.reference = Reference.of(self.data, self.n, names=(self.metric,))
-        samples = model.sample(self.n, label=list(model.classes) or None, seed=0)
+        samples = model.sample(self.n, label=units.labels(self.data, model.classes, self.n), seed=0)
         return measure(samples.x, samples.index(), self.reference, generated=made(samples.record))[0]
 
     def _keep(self, model: Any, record: Record, step: int) -> None:

@@ -7,6 +7,7 @@ and replaces the older report whole.  What the folder does not hold is left out.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -299,6 +300,12 @@ def _compared(run: Path) -> tuple[Block, ...]:
 # --------------------------------------------------------------------------------------------------------- measures
 
 
+def reference_name(reference: str) -> str:
+    """A reference by the last part of its path: ``data/cats/test (crop=none)`` is ``cats/test (crop=none)``."""
+    found = re.fullmatch(r"(.*)/(train|test)( \(.*\))?", reference, re.DOTALL)
+    return reference if found is None else f"{Path(found[1]).name or found[1]}/{found[2]}{found[3] or ''}"
+
+
 def record_rows(records: Sequence[Mapping[str, Any]]) -> Table:
     """Metric records as a table: value, error, floor, n, reference, and how the samples were made."""
     from sfumato.metrics.records import ARROWS
@@ -315,7 +322,7 @@ def record_rows(records: Sequence[Mapping[str, Any]]) -> Table:
                 f"{r['value']:.4g}" + (f" ± {error:.2g}" if isinstance(error, float) and math.isfinite(error) else ""),
                 f"{r['floor']:.4g}",
                 f"{r['n']:,}",
-                f"{Path(r['reference']).parent.name or r['reference']}/{Path(r['reference']).name} ({r['n_ref']:,})",
+                f"{reference_name(r['reference'])} ({r['n_ref']:,})",
                 r["extractor"],
                 ", ".join(part for part in made if part),
             )

@@ -15,7 +15,15 @@ from typing import Any, final
 from torch import Tensor
 
 from sfumato.errors import Refusal
-from sfumato.training.files import checksum, new_folder, pack_tensors, read_json, to_json, unpack_tensors
+from sfumato.training.files import (
+    checksum,
+    new_folder,
+    pack_tensors,
+    read_json,
+    to_json,
+    unpack_tensors,
+    write_bytes,
+)
 
 FORMAT = 1
 FILES = ("model", "ema", "optimiser")
@@ -81,6 +89,12 @@ def write(run: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
+def write_clock(run: Path, step: int, seconds: float, reserve: float) -> None:
+    """Store the clock as it is after a run's last report, into the checkpoint that this report began with."""
+    path = folder_of(run, step) / "state.json"
+    write_bytes(path, to_json(read_json(path) | {"seconds": seconds, "reserve": reserve}))
+
+
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in ``folder``; raises :class:`Refusal` where it is missing, damaged or of a newer format."""
     state: dict[str, Any] = read_json(folder / "state.json")
@@ -106,12 +120,14 @@ def read(folder: Path) -> Checkpoint:
 
 
 def sweep(run: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in (run / "checkpoints").glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-    for folder in (run, run / "snapshots", run / "grids"):
-        for file in folder.glob(".*.tmp"):
-            file.unlink(missing_ok=True)
+    """Remove what a killed process left half-written: files, and folders of checkpoints and samples."""
+    checkpoints = run / "checkpoints"
+    for folder in (run, run / "snapshots", run / "grids", run / "best", checkpoints, *checkpoints.glob("step-*")):
+        for left in folder.glob(".*.tmp"):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def newest(run: Path) -> tuple[Checkpoint | None, list[str]]:

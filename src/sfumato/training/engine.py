@@ -11,8 +11,8 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, final
@@ -23,7 +23,7 @@ from sfumato.reports.run import write as write_report
 from sfumato.training import checkpoint as checkpoints
 from sfumato.training import parallel
 from sfumato.training.checkpoint import Checkpoint
-from sfumato.training.diffusion import Diffusion, load_weights
+from sfumato.training.diffusion import Diffusion, load_weights, read_config
 from sfumato.training.ema import EMA
 from sfumato.training.estimate import compiles, expect, recompute
 from sfumato.training.files import make_folder
@@ -34,7 +34,8 @@ from sfumato.training.monitor import Log, Progress, Reporter, progress
 from sfumato.training.optim import Optimiser
 from sfumato.training.parallel import Processes
 from sfumato.training.phema import Averages, forget_after
-from sfumato.training.settings import Optimisation
+from sfumato.training.settings import FREE, Optimisation, flatten
+from sfumato.training.text import BlockNet
 from sfumato.training.validation import Validation
 from sfumato.watching import watched
 
@@ -84,6 +85,8 @@ def require_fitting(model: Diffusion, processes: Processes, shard: bool, kept: b
         raise Refusal(
             f"{model.recipe} draws steps by the losses of whole batches; train it in one process with accumulate=1"
         )
+    if own.compile == "on" and isinstance(model.net, BlockNet):
+        raise Refusal(f"compile=on: {model.recipe} calls its network by blocks, which is not compiled; leave it out")
     if not shard or processes.count == 1:
         return
     parallel.require_shardable(model.net)
@@ -107,6 +110,19 @@ class Course:
     processes: Processes
     shard: bool = False
     trackers: tuple[str, ...] = ()
+    #: Of the part that is under way.
+    interrupt: Interrupt = field(init=False)
+    asked: bool = field(init=False, default=False)
+    clock: Clock = field(init=False)
+    step: int = field(init=False, default=0)
+    saved: int = field(init=False, default=-1)
+    rows: int = field(init=False)
+    ema: EMA = field(init=False)
+    averages: Averages = field(init=False)
+    sampled: Diffusion = field(init=False)
+    optimiser: Optimiser = field(init=False)
+    validation: Validation = field(init=False)
+    watch: Any = field(init=False, default=None)
 
     def go(self, interrupt: Interrupt, quiet: bool) -> Diffusion:
         """Train to the end of the horizon."""
@@ -118,7 +134,8 @@ class Course:
         self.sampled = self.model.with_net(self.ema.net, "ema")
         self.step, self.saved, self.clock = 0, -1, self._clock()
         if self.run is not None:
-            make_folder(self.run / "grids")
+            grids = self.run / "grids"
+            self.processes.together(lambda: make_folder(grids))
         with progress(f"{self.model.recipe} on {self.data.name}", quiet=quiet or not self.processes.main) as display:
             found = self._found(display)
             dataset = self._dataset(display)
@@ -128,24 +145,30 @@ class Course:
             compute = self._prepared(dataset, display, quiet)
             self.optimiser = Optimiser(net, settings.optimisation)
             if found is not None:
-                self.optimiser.load(found.optimiser)
+                state = found.optimiser
+                self.processes.together(lambda: self.optimiser.load(state))
             self.validation = Validation(
                 self.model, getattr(dataset, "held_out", self.data.held_out), settings.reporting.validation_images,
                 seed=int(self.model.origin["seed"]), batch=settings.optimisation.batch, processes=self.processes,
             )  # fmt: skip
             folder = self.run if self.processes.main else None
-            title = f"{self.model.recipe} on {self.data.name}, {self.horizon}"
-            with watched(self.trackers, folder, self.model.config(), self.step, display.say) as trackers:
-                log = Log(folder / "log.jsonl" if folder else None, self.step, trackers)
-                reporter = Reporter(folder, log, self.validation, display, settings.reporting, title)
-                self.watch = self._watch(folder, log, display)
+            with ExitStack() as opened:
+                reporter = self.processes.together(lambda: self._watchers(folder, display, opened))
                 self._steps(dataset, compute, reporter, display)
         if self.run is not None:
             self._save()
             self._store()  # also where the run was stopped between its last checkpoint and these
-            if self.processes.main:
-                write_report(self.run)
+            run = self.run
+            self.processes.first(lambda: write_report(run))
         return self.sampled
+
+    def _watchers(self, folder: Path | None, display: Progress, opened: ExitStack) -> Reporter:
+        """Begin all that the run is watched by, until ``opened`` is closed."""
+        watchers = watched(self.trackers, folder, self.model.config(), self.step, display.say)
+        log = Log(folder / "log.jsonl" if folder else None, self.step, opened.enter_context(watchers))
+        self.watch = self._watch(folder, log, display)
+        title = f"{self.model.recipe} on {self.data.name}, {self.horizon}"
+        return Reporter(folder, log, display, self.model.settings.reporting, title)
 
     def _watch(self, folder: Path | None, log: Log, display: Progress) -> Any:
         """What keeps the best weights by a metric; None where none is set."""
@@ -181,15 +204,17 @@ class Course:
         self.processes.first(lambda: checkpoints.sweep(run))
         if found is None:
             return None
-        source = checkpoints.folder_of(run, found.step)
-        load_weights(self.model.net, found.model, source)
-        load_weights(self.ema.net, found.ema, source)
-        self.averages.load(found.averages)
+        self.processes.together(lambda: self._load(found, checkpoints.folder_of(run, found.step)))
         self.step = self.saved = found.step
         self.clock = self._clock(found.seconds, found.reserve)
         self.processes.first(lambda: self._forget_after(run, found.step))
         display.say(f"continuing from step {found.step} of {self.horizon}")
         return found
+
+    def _load(self, found: Checkpoint, source: Path) -> None:
+        load_weights(self.model.net, found.model, source)
+        load_weights(self.ema.net, found.ema, source)
+        self.averages.load(found.averages)
 
     @staticmethod
     def _forget_after(run: Path, step: int) -> None:
@@ -205,7 +230,7 @@ class Course:
 
         make = recipes.get(self.model.recipe).dataset
         if make is None:
-            return self.data.rows(self.processes.device)
+            return self.processes.together(lambda: self.data.rows(self.processes.device))
 
         def made() -> Rows | None:
             stop = self.interrupt
@@ -217,15 +242,16 @@ class Course:
         own = self.processes.together(lambda: made() if self.processes.main else None)
         if self.processes.told(own is None):
             return None
-        return own if self.processes.main else made()
+        return self.processes.together(lambda: own if self.processes.main else made())
 
     def _prepared(self, dataset: Rows, display: Progress, quiet: bool) -> Compute:
         """The network as the options want it computed; returns what gives the losses of some rows."""
         own, net, count = self.model.settings.optimisation, self.model.net, self.processes.count
         unused = False
         if not quiet or count > 1:
-            expected = expect(self.model, dataset)
+            expected = self.processes.together(lambda: expect(self.model, dataset))
             unused = expected.unused
+            expected = expected.divided(count) if self.shard and count > 1 else expected
             for line in expected.lines(self.horizon, own.batch, own.accumulate, count):
                 display.say(line)
         if own.recompute:
@@ -245,7 +271,7 @@ class Course:
 
     def _steps(self, dataset: Rows, compute: Compute, reporter: Reporter, display: Progress) -> None:
         settings = self.model.settings
-        reports = settings.reporting.reports
+        reports, began_at = settings.reporting.reports, self.step
         self.clock.start()
         self.clock.agree()
         done = self.horizon.progress(self.step, self.clock)
@@ -259,7 +285,7 @@ class Course:
             self.step = step.step
             self.ema.update(step.step)
             self.averages.update(step.step)
-            reporter.log.step(step)
+            self._log(reporter, step)
             before, done = done, self.horizon.progress(step.step, self.clock)
             display.step(step, done, self.horizon.remaining(step.step, self.clock))
             if self.run is not None and self.averages.due(before, done):
@@ -276,34 +302,49 @@ class Course:
                 self._save()
                 last_save = self.clock.seconds()
             if self._stopping() and done < 1:
-                reporter.log.flush()
+                self.processes.together(reporter.log.flush)
                 self._save()
-                reporter.plot()
+                self.processes.together(reporter.plot)
                 raise Stopped(f"stopped at step {self.step} and saved; continue with: {self.resume_command()}")
         # a horizon in seconds may end with a report that was not meant to be the last
         if not drawn:
-            reporter.plot()
-        if self.run is not None and self.averages.unwritten(self.run, self.step):
+            self.processes.together(reporter.plot)
+        if self.run is not None and self.processes.told(self.averages.unwritten(self.run, self.step)):
             self._snapshot(self.run)
+        if self.run is not None and self.step > began_at:
+            self._save()
+            self._save_clock(self.run)  # what the last report took: else the run would seem to have time left
 
     def _report(self, reporter: Reporter, step: Step, last: bool) -> None:
         """Measure, save, draw."""
         self.ema.gather()
-        if self.processes.main:
-            reporter.report(self.sampled, step, self.horizon, self.clock)
-            if self.watch is not None:
-                self.watch(self.sampled, step.step)
-        else:
-            self.validation(self.sampled)  # whose rows are shared out
+        found = self.validation(self.sampled)  # whose rows are shared out
+        self.processes.first(lambda: self._tell(reporter, found, step))
         self._save()  # before the pictures: a full disk costs pictures, not weights
-        if self.processes.main:
-            reporter.pictures(self.sampled, step, last)
+        self.processes.first(lambda: reporter.pictures(self.sampled, step, last))
+
+    def _tell(self, reporter: Reporter, found: dict[str, Any], step: Step) -> None:
+        reporter.report(found, step, self.horizon, self.clock)
+        if self.watch is not None:
+            self.watch(self.sampled, step.step)
+
+    def _log(self, reporter: Reporter, step: Step) -> None:
+        """Take a step into the log; all know it where its line could not be written."""
+        if reporter.log.due(step.step):
+            self.processes.together(lambda: reporter.log.step(step))
+        else:
+            reporter.log.step(step)
 
     def resume_command(self) -> str:
         """The command that continues this run."""
-        return shlex.join(
-            ["sfumato", "train", self.model.recipe, "--data", self.data.name, "--out", str(self.run), "--resume"]
-        )
+        words = ["sfumato", "train", self.model.recipe, "--data", self.data.name, "--out", str(self.run), "--resume"]
+        words += ["--shard"] if self.shard and self.processes.count > 1 else []
+        own = flatten(self.model.settings)
+        stored = {} if self.run is None else read_config(self.run)["settings"]
+        for name in FREE:  # as this part had them, where that is not how the run began
+            if stored.get(name, own[name]) != own[name]:
+                words += ["--set", f"{name}={str(own[name]).lower()}"]
+        return shlex.join(words)
 
     # ------------------------------------------------------------------------------------------------------- saving
 
@@ -315,6 +356,10 @@ class Course:
         if self.run is not None:
             run = self.run
             self.processes.first(lambda: self.sampled.save_weights(run))
+
+    def _save_clock(self, run: Path) -> None:
+        step, seconds, reserve = self.step, self.clock.seconds(), self.clock.reserve
+        self.processes.first(lambda: checkpoints.write_clock(run, step, seconds, reserve))
 
     def _save(self) -> None:
         if self.run is None or self.saved == self.step:

@@ -7,7 +7,8 @@ The contract: everything is measured on a trial of a few rows with a copy of the
 * **Memory**: the most that tensors take at once, followed allocation by allocation through a trial with
   :data:`ROWS` rows; a line through the two gives ``fixed + per_row rows``.  The weights, the optimiser's moments and
   the averages are added, at 4 bytes a number.  Work space inside a library's kernel is not seen: leave a margin.
-* **Time**: a trial of :data:`TIMED` rows, in proportion; whole batches are faster per row, so it is an upper estimate.
+* **Time**: a trial of :data:`TIMED` rows, in proportion.  The optimiser, the averages and reading come on top; whole
+  batches are faster per row.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -99,6 +100,12 @@ class Expected:
         """Bytes of tensors at most, with ``rows`` rows at once."""
         return self.held + self.fixed + self.per_row * rows
 
+    def divided(self, count: int) -> Expected:
+        """The same where weights, moments and their averages are divided among ``count`` processes, each of which
+        holds one average whole, for reports.
+        """
+        return replace(self, held=self.held // count + 4 * self.parameters)
+
     def lines(self, horizon: Horizon, batch: int, accumulate: int, count: int) -> list[str]:
         """What to print: a line for a step, a line for the horizon; ``count`` processes."""
         rows = -(-batch // (count * accumulate))
@@ -154,8 +161,10 @@ def expect(model: Any, rows: Rows) -> Expected:
         peaks.append(seen.peak)
     net.zero_grad()
     timed = min(TIMED, model.settings.optimisation.batch)
+    _settled(tensors[0].device)
     began = time.perf_counter()
     _pass(trial, rows, timed)
+    _settled(tensors[0].device)
     seconds = time.perf_counter() - began
     per_row = max(0.0, (peaks[1] - peaks[0]) / (ROWS[1] - ROWS[0]))
     return Expected(
@@ -175,10 +184,17 @@ def _held(net: nn.Module, settings: Any) -> int:
     return copies * sum(p.numel() * p.element_size() for p in net.parameters())
 
 
+def _settled(device: torch.device) -> None:
+    """Wait for what a GPU was asked to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _pass(model: Any, rows: Rows, n: int) -> None:
     """A forward and a backward pass over ``n`` rows."""
     batch = rows.batch(torch.arange(n) % len(rows))
-    with torch.random.fork_rng([]):
+    here = next(iter(batch.values())).device
+    with torch.random.fork_rng([here] if here.type == "cuda" else []):
         torch.manual_seed(0)
         losses: Mapping[str, Tensor] = model.losses(batch, Stream(0))
         torch.stack([loss.mean() for loss in losses.values()]).sum().backward()  # type: ignore[no-untyped-call]

@@ -95,6 +95,7 @@ def train_steps(
     shares = processes.shares(batch, accumulate)
     losses_of: Compute = compute or system.losses
     feed = ahead(data, _indices(order, batch, shares, start, getattr(system, "couples", False)))
+    reads = processes if getattr(data, "ready", 0) else ALONE  # rows in memory are always there
     step = start
     while (progress := horizon.progress(step, clock)) < 1:
         began = time.perf_counter()
@@ -102,7 +103,7 @@ def train_steps(
         means: list[Tensor] = []
         parts: list[dict[str, Tensor]] = []
         for share in shares:
-            rows = next(feed)
+            rows = reads.together(lambda: next(feed))
             with (
                 torch.random.fork_rng(_cuda(next(iter(rows.values())).device)),
                 accumulating(losses_of, share is shares[-1]),

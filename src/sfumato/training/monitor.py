@@ -1,7 +1,8 @@
 """Watching a run: the log, the progress line, validation, sample grids, the loss plot.
 
-The contract: watching never changes what is trained.  ``log.jsonl`` has one object per line, ``kind`` train or
-validation; after a resume it continues at the checkpoint's step, lines beyond it are dropped.
+The contract: watching never changes what a step trains; in a horizon of seconds it costs steps.  ``log.jsonl`` has one
+object per line, ``kind`` train or validation; after a resume it continues at the checkpoint's step, lines beyond it are
+dropped.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -71,10 +72,15 @@ class Log:
                 raise write_refusal(self.path, error) from None
         self.trackers.line(line)
 
+    @staticmethod
+    def due(step: int) -> bool:
+        """Whether a step writes a line."""
+        return step % LOG_EVERY == 0 or step == 1
+
     def step(self, step: Step) -> None:
         """Take in a training step; every tenth writes the mean of the window."""
         self._window.append(step)
-        if step.step % LOG_EVERY == 0 or step.step == 1:
+        if self.due(step.step):
             self.flush()
 
     def flush(self) -> None:
@@ -174,19 +180,17 @@ def progress(title: str, *, quiet: bool = False) -> Iterator[Progress]:
 
 @final
 class Reporter:
-    """Validates, draws the fixed-seed grid and the loss plot; ``run`` None only validates."""
+    """Tells what was validated, draws the fixed-seed grid and the loss plot; ``run`` None draws nothing."""
 
-    def __init__(
-        self, run: Path | None, log: Log, validation: Any, display: Progress, reporting: Any, title: str
-    ) -> None:
-        self.run, self.log, self.validation, self.display = run, log, validation, display
+    def __init__(self, run: Path | None, log: Log, display: Progress, reporting: Any, title: str) -> None:
+        self.run, self.log, self.display = run, log, display
         self.reporting, self.title = reporting, title
         self._plotted, self._plot_seconds = time.perf_counter(), 0.0
 
-    def report(self, model: Any, step: Step, horizon: Horizon, clock: Clock) -> dict[str, Any]:
-        """Measure ``model`` (EMA weights, evaluation mode) after ``step``; returns and logs the validation line."""
+    def report(self, found: Mapping[str, Any], step: Step, horizon: Horizon, clock: Clock) -> dict[str, Any]:
+        """Log what the validation ``found`` after ``step``, and say it; returns the line."""
         self.log.flush()
-        line = {"kind": "validation", "step": step.step, "seconds": step.seconds, **self.validation(model)}
+        line = {"kind": "validation", "step": step.step, "seconds": step.seconds, **found}
         self.log.add(line)
         remaining = horizon.remaining(step.step, clock)
         left = "" if remaining is None else f"   {int(remaining) // 60}:{int(remaining) % 60:02d} to go"

@@ -31,6 +31,8 @@ from sfumato.training.seeds import epoch_order, mix
 
 #: Pairs of one part.
 PART = 256
+#: Beside the parts: whose they are, and how long they took.
+SOURCE = "source.json"
 #: How often progress is told, in seconds.
 TELL = 15.0
 
@@ -169,6 +171,7 @@ def collect(
     """
     folder = None if run is None else _begun(made, run / "pairs")
     began, told, parts, here = time.perf_counter(), time.perf_counter(), [], 0
+    identity, past = made.identity(), 0.0 if folder is None else float(read_json(folder / SOURCE).get("seconds", 0.0))
     for first in range(0, made.n, PART):
         last = min(first + PART, made.n)
         path = None if folder is None else folder / f"{first:08d}.safetensors"
@@ -181,17 +184,19 @@ def collect(
         here += last - first
         if path is not None:
             write_bytes(path, pack_tensors(parts[-1]))
+            seconds = past + time.perf_counter() - began  # of the parts that are made before a stop, too
+            write_bytes(path.with_name(SOURCE), to_json(identity | {"seconds": seconds}))
         if time.perf_counter() - told > TELL or first == 0:
             told = time.perf_counter()
             say(f"pairs: {last} of {made.n}, {(told - began) / here * (made.n - last):.0f} s to go")
     pairs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if run is not None and folder is not None:
         cost = (pairs["end"] - pairs["x0"]).double().flatten(1).square().sum(1)
-        record = made.identity() | {
+        record = identity | {
             "n": made.n,
             "sampler": made.teacher.settings.sampling.sampler,
             "transport_cost": float(cost.mean()),
-            "seconds": time.perf_counter() - began,
+            "seconds": past + time.perf_counter() - began,
         }
         write_bytes(run / "pairs.json", to_json(record))
         write_bytes(run / "pairs.safetensors", pack_tensors(pairs))
@@ -201,7 +206,7 @@ def collect(
 
 def _begun(made: Source, folder: Path) -> Path:
     """The folder of the parts, which says whose they are from before the first one on."""
-    path = make_folder(folder) / "source.json"
+    path = make_folder(folder) / SOURCE
     if path.exists():
         made.require(read_json(path), folder)
     elif any(folder.glob("*.safetensors")):

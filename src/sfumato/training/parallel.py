@@ -4,7 +4,8 @@ The contract: a step of the whole batch is the same number whatever the number o
 floating-point numbers are added up (and for the masks of dropout, which every process draws for its own rows).  Each
 works on its :class:`~sfumato.randomness.Share` of the rows, whose data and noise are those that one process would give
 them; losses and gradients are sums over the processes, divided by the whole batch.  Process 0 decides the time and is
-the only one that writes.  Checkpoints hold whole tensors, so any number of processes continues them.
+the only one that writes.  Checkpoints hold whole tensors, so any number of processes continues them.  What stops one
+process stops all, each with a line of its own (:meth:`Processes.together`, :func:`leaving`).
 
 Weights are kept whole on every process (PyTorch's ``DistributedDataParallel``), or, where asked for, weights, gradients
 and the optimiser's state are divided among them (``fully_shard``; Rajbhandari et al. 2020, "ZeRO").  What processes
@@ -17,6 +18,7 @@ import atexit
 import contextlib
 import inspect
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -39,6 +41,8 @@ PATIENCE = timedelta(hours=24)
 UNIT = 2**12
 #: ``accelerate launch --use_fsdp`` asks for sharding by this.
 SHARDS = "ACCELERATE_USE_FSDP"
+#: What gloo says to a process whose peer has gone.
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused")
 
 
 class Losses(nn.Module):
@@ -100,26 +104,25 @@ class Processes:
         return box[0]
 
     def together(self, work: Callable[[], T]) -> T:
-        """Every process's own ``work``; a refusal of any of them is raised by all."""
+        """Every process's own ``work``, in which none may speak to others; what stops any of them is raised by all:
+        its own error there, a :class:`Refusal` of the same words elsewhere.
+        """
         if self.count == 1:
             return work()
         found: list[T] = []
-        refusal: Refusal | None = None
+        said: list[Any] = [None] * self.count
         try:
             found.append(work())
-        except Refusal as error:
-            refusal = error
-        said: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(said, None if refusal is None else str(refusal), group=self.talk)
-        if refusal is not None:
-            raise refusal
+        finally:  # whatever it is, it goes on from here once the others know
+            line = None if found else _said(sys.exc_info()[1])
+            torch.distributed.all_gather_object(said, line, group=self.talk)
         for line in said:
             if line is not None:
                 raise Refusal(line)
         return found[0]
 
     def first(self, work: Callable[[], object]) -> None:
-        """``work`` of the first process alone; its refusal is raised by all."""
+        """``work`` of the first process alone; what stops it is raised by all."""
         self.together(lambda: work() if self.main else None)
 
     def in_turn(self, work: Callable[[], T]) -> T:
@@ -131,6 +134,11 @@ class Processes:
         """Raises :class:`Refusal` unless all processes have the same ``value``: they must read the same files."""
         theirs = self.told(value)
         self.together(lambda: _require_same(self.rank, value, theirs, what))
+
+    def alike(self, facts: Mapping[str, Any]) -> None:
+        """Raises :class:`Refusal` unless all processes have the same values of what they train."""
+        theirs = self.told(dict(facts))
+        self.together(lambda: _require_alike(self.rank, facts, theirs))
 
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The first process's ``seconds``, and whether any of them was asked to stop."""
@@ -159,34 +167,78 @@ ALONE = Processes()
 _JOINED: list[Processes] = []
 
 
+def _said(error: BaseException | None) -> str:
+    """What others read of an error that is no refusal of theirs: one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    line = " ".join(str(error).split())
+    return line if isinstance(error, Refusal) else f"another process stopped: {type(error).__name__} {line}".rstrip()
+
+
+@contextmanager
+def leaving(processes: Processes) -> Iterator[None]:
+    """Work of several processes: one that finds another gone raises :class:`Refusal` (NCCL finds nobody gone: there
+    the launcher ends the others).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if processes.count > 1 and any(words in str(error) for words in GONE):
+            raise Refusal("another process stopped; its own line says why") from None
+        raise
+
+
 def _require_same(rank: int, value: object, theirs: object, what: str) -> None:
     if value != theirs:
         raise Refusal(f"process {rank} finds {what} {value}, process 0 {theirs}; give all machines the same files")
 
 
+def _require_alike(rank: int, facts: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    for name, value in facts.items():
+        if name not in theirs or theirs[name] != value:
+            raise Refusal(
+                f"process {rank} has {name}={value}, process 0 {theirs.get(name)}; start all of them with the same "
+                "command, and give all machines the same files"
+            )
+
+
 def join(device: str) -> Processes:
     """This process among those that were launched with it, by Accelerate; alone where it was started alone.
 
-    Raises :class:`Refusal` where the device is not available, or where this process already trained elsewhere
-    (Accelerate allows one place per process).
+    Raises :class:`Refusal` where the device is not available, where these processes already trained elsewhere
+    (Accelerate allows one place per process), or where Accelerate does not join all that were launched.
     """
+    wanted = resolve_device(device)
+    if launch.count() == 1:
+        return Processes(device=wanted)
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    wanted = resolve_device(device)
-    handlers = [InitProcessGroupKwargs(timeout=PATIENCE)] if launch.count() > 1 else []
-    if launch.count() > 1:  # Accelerate warns where it is not set, and sets its own
-        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else Accelerate warns, and sets its own
+    elsewhere = f"this process trained on another device before; start a new one for device={device}"
+    handlers = [InitProcessGroupKwargs(timeout=PATIENCE)]
     try:
         accelerator: Any = Accelerator(cpu=wanted.type == "cpu", mixed_precision="no", kwargs_handlers=handlers)
     except ValueError:
-        raise Refusal(f"this process trained on another device before; start a new one for device={device}") from None
-    if accelerator.num_processes == 1:
-        return Processes(device=accelerator.device)
+        raise Refusal(elsewhere) from None
+    require_joined(accelerator.num_processes)
+    if accelerator.device.type != wanted.type:
+        raise Refusal(elsewhere)
     if not _JOINED:
         talk = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         _JOINED.append(Processes(accelerator.process_index, accelerator.num_processes, accelerator.device, talk))
         atexit.register(_leave)
     return _JOINED[0]
+
+
+def require_joined(found: int) -> None:
+    """Raises :class:`Refusal` unless ``found`` processes, as many as were launched, have joined: else each of them
+    would think that it is the first.
+    """
+    if found != launch.count():
+        raise Refusal(
+            f"{launch.count()} processes were launched and {found} joined; start them with torchrun --nproc-per-node "
+            f"{launch.count()}"
+        )
 
 
 def _leave() -> None:
@@ -214,8 +266,11 @@ def units(net: nn.Module) -> list[nn.Module]:
 
 def require_shardable(net: nn.Module) -> None:
     """Raises :class:`Refusal` for a network whose weights cannot be divided."""
+    from sfumato.nets.energy import Energy
     from sfumato.nets.mp_layers import MPConv2d, MPLinear
 
+    if any(isinstance(module, Energy) for module in net.modules()):
+        raise Refusal("an energy is differentiated twice, which was not tried in shards; leave --shard out")
     for name, parameter in net.named_parameters():
         if parameter.ndim == 0:
             raise Refusal(f"{name} is a single number, which cannot be sharded; leave --shard out")
@@ -275,8 +330,15 @@ def whole(x: Tensor) -> Tensor:
 
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Named tensors, whole; all processes must ask."""
-    return {name: whole(value.detach()) for name, value in tensors.items()}
+    """Named tensors, whole; all processes must ask.  Those that are divided are put together one after another, on the
+    CPU: a device never holds more than one of them.
+    """
+    return {name: _gathered(value.detach()) for name, value in tensors.items()}
+
+
+def _gathered(x: Tensor) -> Tensor:
+    full = whole(x)
+    return full if full is x else full.cpu()
 
 
 def like(held: Tensor, value: Tensor) -> Tensor:

@@ -1,19 +1,21 @@
 """``train``: a recipe and data to a trained model and its run folder.
 
-The contract: ``config.json`` is written once, at the start, and fixes everything that decides the result (recipe,
-settings, data, horizon, seed); ``--resume`` continues it exactly and refuses anything that contradicts it.  A run
-folder always holds the last good checkpoint, whatever stops the run.
+The contract: ``config.json`` is written at the start and fixes everything that decides the result (recipe, settings,
+data, horizon, seed); ``--resume`` continues it exactly and refuses anything that contradicts it, but for what becomes
+of files that cannot be read.  A run folder always holds the last good checkpoint, whatever stops the run.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sfumato import watching
 from sfumato.data import options as choices
+from sfumato.data.folder import require_outside
 from sfumato.data.loading import load as load_data
 from sfumato.data.options import INFER, Options
 from sfumato.data.rows import Source
@@ -80,20 +82,33 @@ def train(
     own = watching.continued(run) if resume and run is not None and not trackers else ()
     watchers = watching.names(trackers) if trackers else own
     processes = parallel.join(device)
+    if shard and processes.count == 1:
+        raise Refusal("shard divides weights among processes, and there is one; launch several, or leave it out")
     shard = shard or os.environ.get(parallel.SHARDS, "").lower() == "true"
-    loaded = _loaded(data, options, run if resume else None, processes)
-    if seed is not None and not 0 <= seed < 2**63:
-        raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
-    if resume and run is not None:
-        model, units, horizon = _resumed(run, recipe, loaded, asked, seed, settings)
-    else:
-        horizon = asked or horizons.Seconds(60 * DEFAULT_MINUTES)
-        model, units = _fresh(recipe, loaded, horizon, seed or 0, settings, run, auto_batch, processes)
-    require_fitting(model, processes, shard, run is not None)
-    if run is not None and not resume:
-        processes.first(lambda: _claim(run, model))
-    with Interrupt.caught(run) as interrupt:
-        return Course(model, units, run, horizon, processes, shard, watchers).go(interrupt, quiet)
+    with parallel.leaving(processes):
+        loaded = _loaded(data, options, run if resume else None, processes)
+        if run is not None and not resume:
+            require_outside(run, str(loaded.name), "--out")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise Refusal(f"seed={seed}: seeds lie between 0 and 2^63")
+        if resume and run is not None:
+            model, units, horizon = processes.together(lambda: _resumed(run, recipe, loaded, asked, seed, settings))
+            processes.first(lambda: _note_corrupt(run, loaded))
+        else:
+            horizon = asked or horizons.Seconds(60 * DEFAULT_MINUTES)
+            model, units = _fresh(recipe, loaded, horizon, seed or 0, settings, run, auto_batch, processes, shard)
+        processes.alike(_decided(model, units, shard))
+        require_fitting(model, processes, shard, run is not None)
+        if run is not None and not resume:
+            processes.first(lambda: _claim(run, model))
+        with Interrupt.caught(run) as interrupt:
+            return Course(model, units, run, horizon, processes, shard, watchers).go(interrupt, quiet)
+
+
+def _decided(model: Diffusion, data: Source, shard: bool) -> dict[str, Any]:
+    """What all processes must have alike."""
+    own = {"recipe": model.recipe, "data sha256": data.spec()["sha256"], "shard": shard, **model.origin}
+    return own | flatten(model.settings)
 
 
 def _loaded(data: Source | str | Path, options: Options | None, resumed: Path | None, processes: Processes) -> Source:
@@ -106,15 +121,27 @@ def _loaded(data: Source | str | Path, options: Options | None, resumed: Path | 
         found: Source = processes.in_turn(lambda: load_data(data, options or INFER))  # the first may have to fetch it
         return found
     stored = choices.from_json(read_config(resumed)["data"].get("options", {}))
-    if options not in (None, stored):
-        raise Refusal(f"{resumed} was trained with data options {stored}, not {options}; leave them out")
+    if options is not None:  # what becomes of files that cannot be read may change: their checksum stays
+        if options not in (replace(stored, corrupt=options.corrupt), Options(corrupt="skip")):
+            raise Refusal(f"{resumed} was trained with data options {stored}, not {options}; leave them out")
+        stored = replace(stored, corrupt=options.corrupt)
     again: Source = processes.in_turn(lambda: load_data(data, stored))
     return again
 
 
+def _note_corrupt(run: Path, data: Source) -> None:
+    """Store what becomes of files that cannot be read, where a resumed run changed it: its samples are measured so."""
+    config = read_config(run)
+    stored, now = config["data"].get("options", {}), data.spec().get("options", {})
+    changed = {name: value for name, value in stored.items() if name != "corrupt"}
+    changed |= {name: value for name, value in now.items() if name == "corrupt"}
+    if changed != stored:
+        write_bytes(run / "config.json", to_json(config | {"data": config["data"] | {"options": changed}}))
+
+
 def _fresh(
     recipe: str, data: Source, horizon: Horizon, seed: int, settings: Mapping[str, Any], run: Path | None,
-    auto_batch: str | None, processes: Processes,
+    auto_batch: str | None, processes: Processes, shard: bool,
 ) -> tuple[Diffusion, Source]:  # fmt: skip
     """An untrained model, and the data in its units."""
     from sfumato import recipes
@@ -128,27 +155,36 @@ def _fresh(
     origin = {"seed": seed, "horizon": horizon.to_json()}
     model = chosen.build(resolved, units.spec(), origin)
     if auto_batch is not None:
-        resolved = resolve(resolved, _fitting(model, units, parse_bytes(auto_batch), "batch" in settings, processes))
+        limit, kept = parse_bytes(auto_batch), "batch" in settings
+        resolved = resolve(resolved, _fitting(model, units, limit, kept, processes, shard))
         model = chosen.build(resolved, units.spec(), origin)
     refuse_idle(defaults, resolved, out=run, classes=len(model.classes), kind=chosen.kind, recipe=chosen.name)
     _require_sampling(model)
     if resolved.reporting.best != "none":
         from sfumato.metrics import watch
 
-        watch.require(units, resolved.reporting.best, resolved.reporting.best_samples)
+        watch.require(units, resolved.reporting.best, resolved.reporting.best_samples, model.classes)
     if chosen.begin is not None:
         chosen.begin(model, units)
     return model, units
 
 
-def _fitting(model: Diffusion, data: Source, limit: float, kept: bool, processes: Processes) -> dict[str, int]:
-    """The largest batch whose step fits a memory limit; where the batch is ``kept``, the fewest parts of it that do."""
+def _fitting(
+    model: Diffusion, data: Source, limit: float, kept: bool, processes: Processes, shard: bool
+) -> dict[str, int]:
+    """The largest batch whose step fits a memory limit, of all rows at most; where the batch is ``kept``, the fewest
+    parts of it that do, and not fewer than were asked for.
+    """
     model.net.to(processes.device)
-    expected = expect(model, data.rows(processes.device))
+    own, dataset = model.settings.optimisation, data.rows(processes.device)
+    expected = processes.together(lambda: expect(model, dataset))
+    expected = expected.divided(processes.count) if shard and processes.count > 1 else expected
     found = processes.together(lambda: rows_that_fit(expected, limit, taken(processes.device)))
-    rows = processes.told(found) * processes.count
-    own = model.settings.optimisation
-    return {"accumulate": -(-own.batch // rows)} if kept else {"batch": rows * own.accumulate}
+    rows, count = processes.told(found), processes.count
+    if kept:
+        parts = max(own.accumulate, -(-own.batch // (rows * count)))
+        return {"accumulate": min(parts, max(1, own.batch // count))}  # every part has a row
+    return {"batch": max(1, min(rows, len(dataset) // (count * own.accumulate))) * count * own.accumulate}
 
 
 def _require_sampling(model: Diffusion) -> None:

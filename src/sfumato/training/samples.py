@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,9 @@ class Samples:
         if index is not None:
             arrays["label"] = index.numpy()
         packed = io.BytesIO()
-        np.savez_compressed(packed, **arrays)
+        with warnings.catch_warnings():  # a column named in letters beyond Latin-1: NumPy reads it since 1.17
+            warnings.filterwarnings("ignore", "Stored array in format 3.0", UserWarning)
+            np.savez_compressed(packed, **arrays)
         shown = self.view.show(self)
         more = self.view.extra(self) if isinstance(self.view, Extra) else {}
         record = dict(self.record) | {"shape": list(arrays["x"].shape), "classes": list(self.classes)}

@@ -157,7 +157,8 @@ class Sampling:
 @final
 @dataclass(frozen=True)
 class Reporting:
-    """What is measured while training; none of it changes the weights.
+    """What is measured while training; none of it changes the weights after a number of steps, but in a number of
+    minutes it leaves fewer steps.
 
     ``reports``: how often over the horizon to validate, draw the sample grid and save; ``validation_images``: held-out
     images, shared out over 8 noise levels; ``grid_columns`` and ``grid_steps`` of the sample grid (0 columns: no grid);

@@ -70,9 +70,14 @@ class RowLoss:
         eps: Tensor | None = None,
         end: Tensor | None = None,
     ) -> Float[Tensor, " b"]:
-        """``eps [b, d]``: given standard noise of the numbers; masks are drawn from ``rng``, which is needed."""
+        """``eps [b, d]``: given standard noise of the numbers; masks are drawn from ``rng``, which is needed.
+
+        Raises :class:`Refusal` without ``rng``, and for an ``end``: tokens have none.
+        """
         if rng is None:
             raise Refusal("a loss masks tokens but rng is None; pass a Stream, a torch.Generator or an int seed")
+        if end is not None:
+            raise Refusal("a table's loss takes no end: its tokens have none; train rows without pairs")
         process, source = denoiser.head.process, as_rng(rng)
         n = process.numbers
         clean = process.split(x0)[TOKENS]

@@ -8,6 +8,7 @@ training continues the same run there.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ class Opening:
 class Kind:
     """``package``: what it needs; ``begin``: a started tracker of Accelerate and the identity of its run;
     ``picture(tracker, path, image, step)``: shows a ``PIL.Image`` that lies at ``path``; ``errors``: what it raises
-    where its server or disk fails, as ``module:name`` (an ``OSError`` always counts).
+    where its server or disk fails, as ``module:name`` (an ``OSError`` always counts, a module that is not installed
+    does not).
     """
 
     package: str
@@ -46,8 +48,9 @@ class Kind:
 
     def failures(self) -> tuple[type[BaseException], ...]:
         """The classes of ``errors``."""
-        found = (name.split(":") for name in self.errors)
-        return (OSError, *(getattr(importlib.import_module(module), name) for module, name in found))
+        named = (name.split(":") for name in self.errors)
+        here = ((module, name) for module, name in named if importlib.util.find_spec(module.partition(".")[0]))
+        return (OSError, *(getattr(importlib.import_module(module), name) for module, name in here))
 
 
 def plain(value: Any) -> Any:
@@ -144,9 +147,12 @@ def _mlflow_picture(tracker: Any, path: Path, image: Any, step: int) -> None:
     tracker.log_artifact(str(path), artifact_path="samples")
 
 
+#: What Trackio keeps runs in, and what it reaches servers by: a locked or full database, a server that is away.
+_TRACKIO_ERRORS = ("sqlite3:Error", "httpx:HTTPError", "httpx2:HTTPError")
+
 KINDS: dict[str, Kind] = {
     "tensorboard": Kind("tensorboard", _tensorboard, _tensorboard_picture),
     "wandb": Kind("wandb", _wandb, _wandb_picture, ("wandb:Error",)),
     "mlflow": Kind("mlflow", _mlflow, _mlflow_picture, ("mlflow.exceptions:MlflowException",)),
-    "trackio": Kind("trackio", _trackio, _trackio_picture),
+    "trackio": Kind("trackio", _trackio, _trackio_picture, _TRACKIO_ERRORS),
 }

@@ -1,8 +1,9 @@
 """The trackers of one run: what they are told, and what becomes of one that fails.
 
-The contract: watching never changes what is trained.  A tracker is told what ``log.jsonl`` is told, at the same steps,
-and shown the sample grids; one that fails while training is left out from then on, in one line, and training goes on.
-A tracker that cannot begin is a :class:`~sfumato.errors.Refusal` before the first step.
+The contract: watching never changes what a step trains; in a horizon of seconds it costs steps.  A tracker is told what
+``log.jsonl`` is told, at the same steps, and shown the sample grids; one that fails while training is left out from
+then on, in one line, and training goes on.  A tracker that cannot begin is a :class:`~sfumato.errors.Refusal` before
+the first step.
 """
 
 from __future__ import annotations
@@ -106,6 +107,17 @@ class Trackers:
         self._tell(lambda each: each.tracker.finish())
         self.opened = []
 
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Finish all of them; an error of the run itself goes on, whatever becomes of the trackers."""
+        try:
+            self.close()
+        finally:
+            if error is not None:
+                raise error
+
     def _tell(self, what: Callable[[Opened], None]) -> None:
         for each in list(self.opened):
             try:
@@ -131,7 +143,9 @@ def _begun(name: str, opening: Opening) -> tuple[Opened, str]:
         tracker, identity = kind.begin(opening)
     except failures as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refusal(f"{name} does not start: {reason}; mend it, or train without --tracker {name}") from None
+        file = opening.run / FILE
+        without = "add --resume, leave --tracker out" if opening.identity is None else f"take it out of {file}"
+        raise Refusal(f"{name} does not start: {reason}; mend it, or go on without it: {without}") from None
     return Opened(name, kind, tracker, failures), identity
 
 
@@ -148,12 +162,9 @@ def watched(
         return
     path = run / FILE
     known = read_json(path) if path.exists() else {}
-    trackers = Trackers((), say)
-    try:
+    with Trackers((), say) as trackers:
         for name in asked:
             opened, known[name] = _begun(name, Opening(run, config, step, known.get(name)))
             trackers.opened.append(opened)
-        write_bytes(path, to_json(known))
+            write_bytes(path, to_json(known))
         yield trackers
-    finally:
-        trackers.close()
