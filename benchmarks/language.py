@@ -59,6 +59,11 @@ ENTRIES: dict[str, Entry] = {
     "diffusion-lm": Entry("diffusion-lm", bound=False),
     "latent-text": Entry("latent-text", bound=False),
 }
+#: What was published on text8 in bits per character, the best first: groups of equals (Austin et al. 2021; Lou et al.
+#: 2024; Sahoo et al. 2024).
+PUBLISHED = (("autoregressive",), ("sedd", "mdlm"), ("d3pm-absorb",), ("d3pm-uniform",))
+#: Who keeps the keys and values of what is read; every step of the others computes all of the text.
+REMEMBERING = ("autoregressive", "block-diffusion")
 #: What all are given.
 SHARED: dict[str, Any] = {"reports": 4, "grid_columns": 0, "validation_images": 64}
 
@@ -169,6 +174,15 @@ def rows(result: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
+def orders(found: list[dict[str, Any]]) -> str:
+    """The published order beside the measured one, of those methods that have both."""
+    told = " < ".join(" ~ ".join(group) for group in PUBLISHED)
+    named = {name for group in PUBLISHED for name in group}
+    measured = sorted((r["bits"]["value"], r["name"]) for r in found if r["bits"] is not None and r["name"] in named)
+    ours = " < ".join(f"{name} ({value:.3f})" for value, name in measured)
+    return f"In order of bits per character: published, on text8 by larger networks, {told}; here {ours}."
+
+
 def page(found: list[dict[str, Any]], picture: str) -> str:
     """The page as markdown."""
     first = found[0]
@@ -181,6 +195,7 @@ def page(found: list[dict[str, Any]], picture: str) -> str:
         f"Every method on {asked['data']}, with one transformer (width {settings['width']}, {settings['depth']} "
         f"layers, {settings['length']} {settings['tokenizer']}), {asked['steps']:,} steps of {settings['batch']} "
         f"texts: {first['tokens']:,} tokens, on {where['cores']} cores ({where['cpu']}). "
+        "Parameters differ by what a network is told of the time, and by embeddings, encoders and decoders. "
         "`python benchmarks/language.py` makes this page and continues where it stopped.",
         "",
         f"| {' | '.join(COLUMNS)} |",
@@ -190,8 +205,11 @@ def page(found: list[dict[str, Any]], picture: str) -> str:
         "",
         f"Bits per character: {asked['windows']} windows of held-out text, each without context; *exact* for the "
         "autoregressive model, *NELBO* is an upper bound. Samples: "
-        f"{asked['n']} texts, temperature 1, seeds from 0, none rejected; seconds in batches of 16, every step "
-        "computing all of the text so far (no keys and values are kept). The picture shows the losses that are bounds.",
+        f"{asked['n']} texts, temperature 1, seeds from 0, none rejected; seconds in batches of 16. "
+        f"{' and '.join(REMEMBERING)} keep the keys and values of what is read; every step of the others computes all "
+        "of the text. The picture shows the losses that are bounds.",
+        "",
+        orders(found),
         "",
         f"![Held-out loss over steps]({picture})",
         "",

@@ -64,6 +64,18 @@ def test_the_levels_of_ncsn_are_geometric() -> None:
     assert ratios == pytest.approx([100 ** (1 / 9)] * 9, rel=1e-12)
 
 
+def test_the_square_root_table_is_its_formula_at_every_knot() -> None:
+    """CHECKS: ``alpha_bar_k = 1 - sqrt(k/T + 1e-4)``, whose ``.99`` at ``k = 0`` is a share of the first step."""
+    schedule = sf.schedules.get("square-root")
+    formula = [1 - math.sqrt(k / 1000 + 1e-4) for k in range(1000)]
+    assert formula[0] == pytest.approx(0.99, abs=1e-12)
+    assert at(schedule, 0.001)[0] ** 2 == pytest.approx(0.966834, abs=1e-6)
+    for k in (1, 2, 10, 500, 999):
+        assert at(schedule, k / 1000)[0] ** 2 == pytest.approx(formula[k], rel=1e-10)
+    assert at(schedule, 0.0) == (1.0, 0.0)
+    assert at(schedule, 1.0)[0] ** 2 == pytest.approx(0.001 * formula[999], rel=1e-10)  # the last beta is clipped
+
+
 # -------------------------------------------------------------------------------------------------------- formulas
 
 

@@ -274,6 +274,25 @@ def test_processes_without_a_free_score_are_refused() -> None:
         steered(language(), edges, control)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        sf.oracles.Empirical(torch.tensor([[1.0, 0.0], [-1.0, 0.5]]).double()),
+        sf.oracles.GaussianMixture([0.5, 0.5], [[1.0, 0.0], [-1.0, 0.5]], 0.09),
+    ],
+)
+def test_beliefs_of_several_places_are_refused_and_their_points_are_not(data: Any) -> None:
+    """A law that is more than its point is not replaced by it: with ``w = 0`` it would not be the model."""
+    process = Gaussian(sf.schedules.get("cosine"))
+    x = process.prior(torch.zeros(3, 2).double()).draw(sf.Stream(0))
+    for control in (of_prediction(lambda x0, cond: x0.sum(1)), of_state(lambda x, t, cond: x.sum(1))):
+        with pytest.raises(sf.Refusal, match="has none to move") as refused:
+            steered(data.posterior(process), process, control, 0.0)(x, 0.5)
+        assert "\n" not in str(refused.value)
+        point = data.denoiser(process)
+        assert torch.equal(steered(point, process, control, 0.0)(x, 0.5).point(), point(x, 0.5).point())
+
+
 # ------------------------------------------------------------------------------------------------------- text recipe
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+import sfumato as sf
 from sfumato import recipes
+from sfumato.denoisers.tokens import Remembers
 from sfumato.training.settings import resolve
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -46,6 +48,30 @@ def test_every_method_builds(script: ModuleType) -> None:
         assert resolve(recipes.get(entry.recipe).defaults, given) is not None
 
 
+def test_every_method_has_the_same_trunk_and_those_named_keep_what_they_read(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "book.txt").write_text("To be, or not to be, that is the question:\n" * 300)
+    spec = sf.data.load(tmp_path / "book.txt").cut(length=32).spec()
+    tiny = {"width": 32, "depth": 2, "heads": 2, "length": 32}
+    trunks, remembering = {}, []
+    for name, entry in script.ENTRIES.items():
+        recipe = recipes.get(entry.recipe)
+        settings = resolve(recipe.defaults, script.SHARED | dict(entry.settings) | tiny)
+        model = recipe.build(settings, spec, {"seed": 0, "horizon": {}})
+        own = {k.removeprefix("net."): tuple(p.shape) for k, p in model.net.named_parameters()}
+        trunks[name] = {(k, shape) for k, shape in own.items() if k.startswith("trunk.")}
+        denoiser: Any = model.denoiser
+        if isinstance(denoiser, Remembers) and denoiser.remembering() is not denoiser:
+            remembering.append(name)
+    common = trunks["autoregressive"]
+    assert len(common) > 8
+    assert all(trunk >= common for trunk in trunks.values())
+    # what is more tells of the time, and is the same for all that are told
+    assert len({frozenset(trunk - common) for trunk in trunks.values()}) == 2
+    assert tuple(remembering) == script.REMEMBERING
+
+
 def test_the_study_is_made_interrupted_and_continued(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,6 +98,9 @@ def test_the_study_is_made_interrupted_and_continued(
     assert "| exact |" in text
     assert "| NELBO |" in text
     assert text.index("| autoregressive") < text.index("| mdlm")
+    assert "autoregressive and block-diffusion keep the keys and values" in text
+    assert "autoregressive < sedd ~ mdlm < d3pm-absorb < d3pm-uniform; here " in text
+    assert f"mdlm ({result['bits']['value']:.3f})" in text
     assert (tmp_path / "docs" / "pictures" / "language.png").read_bytes().startswith(b"\x89PNG")
     assert result["tokens"] == 3 * 8 * 32
     assert script.main(arguments(tmp_path, "--only", "mdml")) == 2

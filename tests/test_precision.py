@@ -39,13 +39,13 @@ class There(torch.Tensor):
     def __new__(cls, numbers: Tensor) -> There:
         assert numbers.dtype != torch.float64, "float64 on a device that has none"
         made: There = torch.Tensor._make_wrapper_subclass(
-            cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype, device=DEVICE
+            cls, numbers.size(), strides=numbers.stride(), dtype=numbers.dtype, device=torch.device(DEVICE)
         )
         made.numbers = numbers
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return compute(func, args, kwargs or {})
 
 
@@ -71,7 +71,7 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
     return tree_map_only(torch.Tensor, There, found) if there else found
 
 
-class StandIn(TorchDispatchMode):
+class StandIn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Catches what is made on the stand-in from nothing, or moved there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,7 +93,7 @@ class Literals(TorchFunctionMode):
 @pytest.fixture
 def narrow_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(trees, "WITHOUT_FLOAT64", frozenset({DEVICE}))
-    with StandIn(), Literals():
+    with StandIn(), Literals():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -104,8 +104,8 @@ def values(x: Tensor) -> Tensor:
 class Shrink:
     """A smooth belief about data, in the arithmetic of the state."""
 
-    def __call__(self, x: Tensor, t: Any, cond: Any = None) -> Any:
-        return Dirac(torch.tanh(0.7 * x))
+    def __call__(self, x_t: Tensor, t: Any, cond: Any = None) -> Any:
+        return Dirac(torch.tanh(0.7 * x_t))
 
 
 FLOW = sf.processes.Gaussian(sf.schedules.get("flow"))
@@ -182,12 +182,12 @@ def test_variational_training(narrow_device: None) -> None:
         def forward(self, x: Tensor, t: Tensor, cond: object = None) -> Tensor:
             return 0.5 * x[:, :1] * t[:, None, None, None]
 
-    def train(x: Tensor) -> tuple[Tensor, ...]:
+    def train(x: Tensor) -> tuple[Tensor | None, ...]:
         schedule = Learned(-5.0, 5.0, hidden=4)
         net = VariationalNet(Little(), schedule, GreyLevels())
         u = torch.tensor([0.25, 0.75], dtype=torch.float64)
         terms = bound(net, x[:, None, None], u, LEVELS, sf.Streams(range(2)))
-        terms.total.sum().backward()
+        terms.total.sum().backward()  # type: ignore[no-untyped-call]
         return terms.prior, terms.diffusion, terms.reconstruction, schedule.low.grad, schedule.slope.grad
 
     on_both(train)
@@ -220,7 +220,8 @@ class Line:
 def token_processes() -> dict[str, Any]:
     from sfumato.processes import Jump, absorbing, discretised_gaussian, uniform
 
-    kernels = {"absorbing": absorbing(5), "uniform": uniform(5), "ordinal": discretised_gaussian(5, 0.3)}
+    absorbed, redrawn, moved = absorbing(5), uniform(5), discretised_gaussian(5, 0.3)
+    kernels: dict[str, Any] = {"absorbing": absorbed, "uniform": redrawn, "ordinal": moved}
     return {name: Jump(kernel, Line()) for name, kernel in kernels.items()}
 
 

@@ -147,7 +147,7 @@ def test_masked_attention_has_exact_first_and_second_derivatives(kept: int, monk
     bias = masks.bias(Causal(), 0, 4, torch.float64, torch.device("cpu"))
 
     def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y: Tensor = masks._Masked.apply(q, k, v, bias)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = masks._Masked.apply(q, k, v, bias, True)[0]  # type: ignore[no-untyped-call]
         return y
 
     assert torch.autograd.gradcheck(masked, (q, k, v))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ import sfumato as sf
 from sfumato import recipes
 from sfumato.denoisers.tokens import Posterior, Remembers, Score, Softmax, Subs, TokenDenoiser
 from sfumato.laws import Categorical, Dirac
-from sfumato.processes import Jump, absorbing, discretised_gaussian, marginal, uniform
+from sfumato.processes import Jump, absorbing, discretised_gaussian, marginal, step_kl, uniform
 from sfumato.processes.blocks import Blocks
 from sfumato.processes.kernels import RankOne, RateMatrix
 from sfumato.randomness import Uniforms
 from sfumato.spaces.tokens import Tokens
-from sfumato.training import sampling
+from sfumato.training import sampling, token_objectives
 from sfumato.training.settings import resolve
 from sfumato.training.token_objectives import D3PM, MDLM, DiscreteFlow, ScoreEntropy
 
@@ -108,12 +108,22 @@ SHORT: dict[str, tuple[Any, Any]] = {
 }
 
 
+REAL = torch.tensor([True, True, True, False, True, False])
+
+
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", SHORT)
-def test_a_loss_from_raw_outputs_is_the_loss_of_the_belief(name: str) -> None:
+def test_a_loss_from_raw_outputs_is_the_loss_of_the_belief(name: str, padded: bool) -> None:
     objective, head = SHORT[name]
     x0 = 1 + torch.randint(0, 3, (64, 6), generator=torch.Generator().manual_seed(0))
-    raw = torch.randn(64, 6, 5, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    t, eps = torch.linspace(1e-3, 1, 64, dtype=torch.float64), sf.Stream(2).uniform((64, 6))
+    if padded and head.process.kernel.mask != 0:
+        head = replace(head, process=replace(head.process, space=Tokens(5, REAL)))
+        x0 = x0 * REAL
+    raw = torch.randn(64, 6, 5, generator=torch.Generator().manual_seed(1))
+    raw[::2, REAL, 0] = -torch.inf  # a token that a network rules out
+    raw.requires_grad_()
+    # at the ends no site is masked, and all are
+    t, eps = torch.linspace(0, 1, 64, dtype=torch.float64), sf.Stream(2).uniform((64, 6))
 
     def of(head: Any) -> tuple[Tensor, Tensor]:
         loss = objective(TokenDenoiser(lambda x, t, cond: raw, head), x0, t, eps=eps)
@@ -122,6 +132,8 @@ def test_a_loss_from_raw_outputs_is_the_loss_of_the_belief(name: str) -> None:
 
     (short, slope), (long, written) = of(head), of(Written(head))
     assert float(long.max()) > 0.5
+    assert bool(torch.isfinite(long).all())
+    assert bool(torch.isfinite(written).all())
     torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(slope, written, rtol=1e-4, atol=1e-7)
 
@@ -140,10 +152,10 @@ def test_the_entropy_of_masked_sites_is_the_score_entropy() -> None:
 
 def test_the_bridge_of_masks_is_that_of_their_rates() -> None:
     """The general way, which an absorbing kernel given as a rate matrix takes."""
-    short = Jump(absorbing(5), COSINE)
+    short: Any = Jump(absorbing(5), COSINE)
     rates = torch.zeros(5, 5, dtype=torch.float64)
     rates[:, 4] = 1.0
-    long = Jump(RateMatrix(rates - torch.eye(5, dtype=torch.float64)), COSINE)
+    long: Any = Jump(RateMatrix(rates - torch.eye(5, dtype=torch.float64)), COSINE)
     x_t = torch.tensor([[0, 4, 2, 4, 1]])
     logits = torch.randn(1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logits[0, 3] = -torch.inf  # a belief in nothing at all
@@ -167,6 +179,58 @@ def test_a_token_on_its_way_to_the_mask_is_not_certain() -> None:
     p = process.condition(even, torch.tensor([[1]]), 0.6).logp.exp()[0, 0]
     assert float(p[0]) > 0.1
     assert float(p[1]) > 0.1
+
+    # so no bound is a weight times the cost of what is masked, and no head carries over what is shown
+    x0, raw = (
+        torch.tensor([[0, 1, 0, 1]]).expand(40, 4),
+        torch.randn(40, 4, 3, generator=torch.Generator().manual_seed(0)),
+    )
+    t, eps = torch.full((40,), 0.5, dtype=torch.float64), sf.Stream(0).uniform((40, 4))
+    x_t = process.noised(x0, t, Uniforms(eps))
+    assert bool(((x0 == 0) & (x_t == 1)).any())
+    denoiser = TokenDenoiser(lambda x, t, cond: raw, Posterior(process))
+    q = denoiser(x_t, t)
+    torch.testing.assert_close(ScoreEntropy()(denoiser, x0, t, eps=eps), process.rate(q, x0, x_t, t) / 4)
+    s = torch.full((40,), 0.25, dtype=torch.float64)
+    bound = D3PM(4, 0.0)(denoiser, x0, t, eps=eps)
+    torch.testing.assert_close(bound, step_kl(process, q, x0, x_t, t, s))
+    for refused in (lambda: Subs(process), lambda: Score(process), lambda: MDLM()(denoiser, x0, t, eps=eps)):
+        with pytest.raises(sf.Refusal, match="masked tokens"):
+            refused()
+
+
+def test_blocks_are_trained_on_their_own_rates() -> None:
+    process = Blocks(Jump(absorbing(5), FLOW), 2)
+    x0 = torch.randint(0, 4, (64, 6), generator=torch.Generator().manual_seed(0))
+    raw = torch.randn(64, 6, 5, generator=torch.Generator().manual_seed(1))
+    t, eps = torch.linspace(0.05, 0.95, 64, dtype=torch.float64), sf.Stream(2).uniform((64, 6))
+    x_t = process.noised(x0, t, Uniforms(eps))
+    for head in (Subs(process), Score(process)):
+        denoiser = TokenDenoiser(lambda x, t, cond: raw, head)
+        q = denoiser(x_t, t)
+        torch.testing.assert_close(ScoreEntropy()(denoiser, x0, t, eps=eps), process.rate(q, x0, x_t, t) / 6)
+        _, s = token_objectives._last_step(t, 9)
+        later = s + 1 / 9
+        x_later = process.noised(x0, later, Uniforms(eps))
+        terms = step_kl(process, denoiser(x_later, later), x0, x_later, later, s)
+        torch.testing.assert_close(D3PM(9, 0.0)(denoiser, x0, t, eps=eps), 9 * terms / 6)
+        with pytest.raises(sf.Refusal, match="an absorbing Jump"):
+            MDLM()(denoiser, x0, t, eps=eps)
+
+
+@pytest.mark.parametrize("short", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", [*SHORT, "sedd-score"])
+def test_the_loss_of_a_short_format_is_that_of_its_numbers(name: str, short: torch.dtype) -> None:
+    """Weights beyond the largest number of float16, and exponents, are worked out in float32."""
+    objective, head = SHORT.get(name, (ScoreEntropy(), Score(Jump(absorbing(5), COSINE))))
+    x0 = 1 + torch.randint(0, 3, (64, 6), generator=torch.Generator().manual_seed(0))
+    raw = (12 * torch.rand(64, 6, 5, generator=torch.Generator().manual_seed(1))).to(short)
+    t, eps = torch.logspace(-7, 0, 64, dtype=torch.float64), sf.Stream(2).uniform((64, 6))
+    found, wide = (
+        objective(TokenDenoiser(lambda x, t, cond, raw=raw: raw, head), x0, t, eps=eps) for raw in (raw, raw.float())
+    )
+    assert bool(torch.isfinite(found).all())
+    assert torch.equal(found, wide)
 
 
 @pytest.mark.parametrize("name", ["mdlm", "sedd", "d3pm", "discrete-flow", "block-diffusion"])
@@ -247,7 +311,7 @@ def test_a_memory_is_never_out_of_date(name: str, book: Path) -> None:
     """Whatever was asked before, in whatever order: the belief is that of the state alone."""
     model = build(name, book, **({"block": 8} if name == "block-diffusion" else {}))
     plain, reading = model.denoiser, model.denoiser.remembering()
-    assert isinstance(plain, Remembers)
+    assert isinstance(model.denoiser, Remembers)
     mask = model.process.kernel.mask
     text = torch.randint(0, 8, (3, 32), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -269,6 +333,13 @@ def test_a_memory_is_never_out_of_date(name: str, book: Path) -> None:
         gap[:, 3] = mask  # no state of this walk: read as it is, all anew, however often
         for x in (gap, gap):
             assert torch.equal(reading(x, 0.2).logp, plain(x, 0.2).logp)
+        whole = text.clone()
+        whole[:, 24:] = mask
+        reading(whole, 0.25)
+        whole[:, 8:16] = (whole[:, 8:16] + 1) % 8  # in place, a whole block
+        torch.testing.assert_close(
+            reading(whole, 0.25).logp.exp()[:, :25], plain(whole, 0.25).logp.exp()[:, :25], rtol=1e-4, atol=1e-5
+        )
         gap[:, 3:] = mask
         for place in (3, 4, 4, 5, 6):
             torch.testing.assert_close(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sfumato import nets
 from sfumato.errors import Refusal
-from sfumato.nets import layers, precision
+from sfumato.nets import layers, masks, precision
 from sfumato.nets.unet import UNet
 
 
@@ -220,11 +221,33 @@ def test_attention_in_blocks_is_attention_and_its_derivatives_are_exact(
     q, k, v = (torch.randn(5, 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        y: Tensor = layers._Attend.apply(q, k, v)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = layers._Attend.apply(q, k, v, True)[0]  # type: ignore[no-untyped-call]
         return y
 
     torch.testing.assert_close(attend(q, k, v), F.scaled_dot_product_attention(q, k, v, scale=1.0))
     assert torch.autograd.gradcheck(attend, (q, k, v), check_forward_ad=True)
+
+
+def test_scores_are_kept_for_a_way_back_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+
+    def watched(q: Tensor, k: Tensor, back: bool, own: Any = layers.scores) -> Tensor:
+        found: Tensor = own(q, k, back)
+        kept.append(len(found))
+        return found
+
+    monkeypatch.setattr(layers, "scores", watched)
+    bias = masks.bias(masks.Causal(), 0, 80, torch.float32, torch.device("cpu"))
+    for attend in (layers.attend, lambda q, k, v: masks.attend(q, k, v, bias)):
+        q, k, v = (torch.randn(3, 80, 4) for _ in range(3))
+        plain = attend(q, k, v)
+        graded = attend(q, k, v.requires_grad_())
+        with torch.no_grad():
+            assert torch.equal(attend(q, k, v), plain)
+        assert torch.equal(graded, plain)
+        graded.sum().backward()
+        assert v.grad is not None
+    assert kept == [0, 3, 0, 0, 3, 0]
 
 
 def test_settings_survive_json_and_rebuild_the_network() -> None:

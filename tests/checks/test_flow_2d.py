@@ -42,7 +42,7 @@ def test_committed_rows() -> None:
     results = json.loads((BENCHMARKS / "results" / "flow_2d.json").read_text())
     assert results["protocol"] == {
         "iterations": 6000, "batch": 256, "training": 10_000, "carried": 2000, "noise": 0.1,
-        "decay": "linear",
+        "looks": 5,
     }  # fmt: skip
     assert len(results["rows"]) == 2 * (3 * 3 + 2)
     for row in results["rows"]:

@@ -75,6 +75,8 @@ SPACES: dict[str, tuple[Any, Tensor, list[Tensor]]] = {
     "tokens": (Tokens(5), tokens(3, 4), [tokens(3, 4) + 1, tokens(3, 4) - 1, normal(3, 4)]),
     "tokens, two axes": (Tokens(2), tokens(3, 2, 2).clamp(max=1), [2 + 0 * tokens(3, 2, 2)]),
     "tokens, padded": (Tokens(5, MASK), tokens(3, 4) * MASK, [tokens(3, 4) * MASK + ~MASK]),
+    "tokens, padded alike": (Tokens(5, MASK[0]), tokens(3, 4) * MASK[0], [tokens(3, 4) * MASK[0] + ~MASK[0]]),
+    "tokens, one": (Tokens(1), 0 * tokens(3, 4), [tokens(3, 4)]),
 }
 #: A manifold, the shape of a state, a symmetry.
 TURN, OTHER = rotation(f64(0.3, -1.1, 0.7)), rotation(f64(-2.0, 0.4, 1.0))
@@ -278,6 +280,33 @@ def test_the_kit_sees_spaces_that_are_off() -> None:
 
     with pytest.raises(AssertionError, match="noise is token 0 too often or too rarely"):
         check_space(Skewed(), tokens(3, 4))
+
+    class Alike(Skewed):
+        """Tokens whose noise is one number for all sites of a sample, or for two in every other sample."""
+
+        def __init__(self, share: float) -> None:
+            self.share = share
+
+        def noise(self, x: Tensor, rng: Any) -> Tensor:
+            own, other = (Tokens(5).noise(x, rng) for _ in range(2))
+            alike = rng.uniform((len(x),))[:, None] < self.share
+            return torch.where(alike, own[:, :1], other)
+
+    for share, message in ((1.0, "noise spans 1 dimensions, dof is 4"), (0.3, "noise at two sites is not independent")):
+        with pytest.raises(AssertionError, match=message):
+            check_space(Alike(share), tokens(3, 4))
+
+    class Opposite(Skewed):
+        """Tokens whose noise prefers the low ones at one site and the high ones at another, nearly even in all."""
+
+        def noise(self, x: Tensor, rng: Any) -> Tensor:
+            u = rng.uniform(tuple(x.shape))
+            u[:, 0] = u[:, 0] ** 1.2
+            u[:, 1] = 1 - u[:, 1] ** 1.2
+            return (u * 5).long()
+
+    with pytest.raises(AssertionError, match="too often or too rarely"):
+        check_space(Opposite(), tokens(3, 4))
 
     class Chord:
         """A sphere whose geodesics are measured through the ball."""

@@ -73,6 +73,13 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"{CONTROL}::test_a_weight_is_a_power_of_the_verdict_in_the_gradient",),
     ),
     Mutant(
+        "control: a law of several places becomes a point",
+        "guidance/control.py",
+        "if centre(q) is None:",
+        "if False:",
+        (f"{CONTROL}::test_beliefs_of_several_places_are_refused_and_their_points_are_not",),
+    ),
+    Mutant(
         "control: edges counted once",
         "guidance/control.py",
         "or not isinstance(self.process.space, Euclidean):",

@@ -10,6 +10,13 @@ VDM = "tests/test_checks_vdm.py"
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(
+        "a square-root table from its .99 on",
+        "schedules/tables.py",
+        "alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - (time",
+        "alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64) - 0.01, (1 - (time",
+        ("tests/test_checks_schedules.py::test_the_square_root_table_is_its_formula_at_every_knot",),
+    ),
+    Mutant(
         "half the integral of beta",
         "schedules/continuous.py",
         "(beta_max - beta_min) * t**2 / 2",

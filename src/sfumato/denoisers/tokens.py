@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from sfumato.core import Cond, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical
-from sfumato.processes.kernels import Kernel, RankOne, beside, one_hot_log, widest
+from sfumato.processes.kernels import Kernel, RankOne, beside, masks, one_hot_log, widest
 from sfumato.schedules import ZERO_ALPHA
 
 
@@ -76,12 +76,16 @@ def _require(raw: Tensor, outputs: int, x_t: Tensor) -> Tensor:
     return raw
 
 
+def at_least_float32(raw: Tensor) -> Tensor:
+    """``raw`` itself, or in float32 where its format is shorter: weights and exponents of a loss leave float16."""
+    return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+
 def _mask_of(process: TokenProcess, head: str) -> int:
     mask = process.kernel.mask
-    if mask is None:
-        raise Refusal(
-            f"the head {head} reads masked tokens, but the kernel has no mask; use Softmax or absorbing(size)"
-        )
+    if mask is None or not masks(process.kernel):
+        why = "the kernel has no mask" if mask is None else "this kernel may reach its mask by way of others"
+        raise Refusal(f"the head {head} reads masked tokens, but {why}; use Softmax or absorbing(size)")
     return mask
 
 
@@ -160,7 +164,7 @@ class Posterior:
 class Subs:
     """MDLM's substitution (section 3.2.3): the mask's logit is ``-inf`` and a token that is shown is carried over.
 
-    Raises :class:`Refusal` for a kernel without a mask token.
+    Raises :class:`Refusal` for other than absorbing kernels: what they show may have been another token.
     """
 
     process: TokenProcess
@@ -228,8 +232,8 @@ class Score:
     the network states ``exp(raw) / ((K - 1) (e^sigma - 1))``, so that ``raw = 0`` is no knowledge.  The belief is that
     score times ``e^sigma - 1`` exactly where it is the score of some law, and its normalisation else; shown tokens are
     carried over.  Other kernels' free ratios are no belief (they imply negative
-    probabilities): train a belief by :meth:`~sfumato.processes.jump.Jump.rate` there.  Raises :class:`Refusal` for a
-    kernel without a mask token.
+    probabilities): train a belief by :meth:`~sfumato.processes.jump.Jump.rate` there.  Raises :class:`Refusal` for
+    other than absorbing kernels.
     """
 
     process: TokenProcess
@@ -263,13 +267,13 @@ class Score:
     def entropy(
         self, raw: Float[Tensor, "b ... k"], x0: Int[Tensor, "b ..."], x_t: Int[Tensor, "b ..."]
     ) -> Float[Tensor, "b ..."]:
-        """The score entropy of every site over the rate of unmasking, in the format of ``raw``; what SEDD trains.
+        """The score entropy of every site over the rate of unmasking, in float32 or more; what SEDD trains.
 
         With ``s = exp(raw) / (K - 1)``, the score over that of ``x0``, it is ``sum of s - 1 - log s[x0]`` at a masked
         site, and 0 where a token is shown: no other token can have become it.
         """
         mask = _mask_of(self.process, "Score")
-        log_s = _require(raw, self.outputs, x_t) - math.log(self.outputs - 1)
+        log_s = at_least_float32(_require(raw, self.outputs, x_t)) - math.log(self.outputs - 1)
         forbidden = torch.arange(self.outputs, device=raw.device) == mask
         total = log_s.masked_fill(forbidden, -math.inf).exp().sum(-1)
         entropy = total - 1 - log_s.gather(-1, x0[..., None])[..., 0]

@@ -27,7 +27,7 @@ from torch import Tensor
 from sfumato.core import Cond, Denoiser, Law, Time
 from sfumato.errors import Refusal
 from sfumato.guidance.guided import always
-from sfumato.guidance.thresholds import with_point
+from sfumato.guidance.thresholds import centre, with_point
 from sfumato.processes.gaussian import Gaussian
 from sfumato.schedules import Schedule, at, narrow, time_at, wide
 from sfumato.spaces.euclidean import Euclidean
@@ -125,7 +125,7 @@ class steered:
     ``process``: the Gaussian process whose states they are; ``w``: a number or ``[b]``; ``when(t)``: steer only there.
     A denoiser like any other, so it fits every sampler of the process and every other wrapper.  Raises
     :class:`Refusal` for another process, and when called for a control without one log-probability a state, or whose
-    gradient is cut.
+    gradient is cut, and for a belief that has no point to move (an oracle's exact posterior).
     """
 
     denoiser: Denoiser[Tensor]
@@ -148,6 +148,11 @@ class steered:
         moment = _readable(self.process.schedule, t)
         slope, formed = self.control(self.denoiser, x_t, moment, cond)
         q = self.denoiser(x_t, t, cond) if formed is None or moment is not t else formed
+        if centre(q) is None:
+            name = type(q).__name__
+            raise Refusal(
+                f"steered moves a point, but {name} has none to move; give a Dirac, as oracle.denoiser(process)"
+            )
         alpha, sigma = at(self.process.schedule, moment, wide(x_t))
         shift = against(self.w, x_t) * narrow(sigma**2 / alpha, x_t) * slope
         return with_point(q, q.point().detach() + shift)

@@ -36,11 +36,17 @@ class Mapped:
         return self.f(self.denoiser(x_t, t, cond))
 
 
-def with_point(q: Law[Any], point: Tensor) -> Law[Any]:
-    """The same belief around another point: a law's first leaf is its point where it is called so."""
-    own: Any = q
+def centre(q: Law[Any]) -> str | None:
+    """The leaf of a law that is its point, ``x`` or ``mean``: the first; None where the point follows from others."""
     first = next(iter(getattr(q, "leaves", ())), "")
-    return replace(own, **{first: point}) if first in ("x", "mean") else Dirac(point)
+    return first if first in ("x", "mean") else None
+
+
+def with_point(q: Law[Any], point: Tensor) -> Law[Any]:
+    """The same belief around another point; a law without a leaf for it becomes a Dirac there."""
+    own: Any = q
+    first = centre(q)
+    return Dirac(point) if first is None else replace(own, **{first: point})
 
 
 @final

@@ -229,15 +229,22 @@ class Upsample(nn.Module):
 KEPT = 2**23
 
 
-def scores(q: Tensor, k: Tensor) -> Tensor:
-    """Room for the scores of ``q`` with ``k``, ``[rows, n, m]``, for the way back; without rows where they are many."""
-    few = q.shape[0] * q.shape[1] * k.shape[1] <= KEPT
+def way_back(*inputs: Tensor) -> bool:
+    """Whether a gradient may flow back to any of ``inputs``."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+
+
+def scores(q: Tensor, k: Tensor, back: bool) -> Tensor:
+    """Room for the scores of ``q`` with ``k``, ``[rows, n, m]``, for the way back; without rows where they are many, or
+    there is none."""
+    few = back and q.shape[0] * q.shape[1] * k.shape[1] <= KEPT
     return q.new_empty((len(q) if few else 0, q.shape[1], k.shape[1]))
 
 
 class _Attend(torch.autograd.Function):
     """``softmax(q k^T) v`` for ``q, k, v`` of shape ``[rows, tokens, d]``, a few rows at a time.
 
+    ``back``: whether there is a way back (:func:`way_back`).
     The scores of one block of rows stay in the processor's cache.  Where there are few in all their softmax is kept for
     the way back, else it is worked out again, the same (Dao et al. 2022, which also gives the row term of the softmax's
     derivative, ``sum(dy y)``).  At 256 tokens on a CPU this takes half the time of PyTorch's fused kernel, or of the
@@ -254,8 +261,8 @@ class _Attend(torch.autograd.Function):
         return (slice(first, first + step) for first in range(0, rows, step))
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        y, kept = torch.empty_like(v), scores(q, k)
+    def forward(q: Tensor, k: Tensor, v: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+        y, kept = torch.empty_like(v), scores(q, k, back)
         for i in _Attend.blocks(q):
             p = torch.softmax(q[i] @ k[i].mT, -1)
             if len(kept):
@@ -264,19 +271,19 @@ class _Attend(torch.autograd.Function):
         return y, kept
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs, *output)
-        ctx.save_for_forward(*inputs)
+        ctx.save_for_backward(*inputs[:3], *output)
+        ctx.save_for_forward(*inputs[:3])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, y, kept = ctx.saved_tensors
         dy = grads[0].contiguous()
         if torch.is_grad_enabled():  # a second derivative is asked for: all rows at once, nothing in place
             p = torch.softmax(q @ k.mT, -1)
             ds = p * (dy @ v.mT - (dy * (p @ v)).sum(-1, keepdim=True))
-            return ds @ k, ds.mT @ q, p.mT @ dy
+            return ds @ k, ds.mT @ q, p.mT @ dy, None
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         row = (dy * y).sum(-1, keepdim=True)
         for i in _Attend.blocks(q):
@@ -285,10 +292,10 @@ class _Attend(torch.autograd.Function):
             ds = (dy[i] @ v[i].mT).sub_(row[i]).mul_(p)
             dq[i] = ds @ k[i]
             dk[i] = ds.mT @ q[i]
-        return dq, dk, dv
+        return dq, dk, dv, None
 
     @staticmethod
-    def jvp(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor, _: None) -> tuple[Tensor, None]:
         q, k, v = ctx.saved_tensors
         p = torch.softmax(q @ k.mT, -1)
         dp = p * (dq @ k.mT + q @ dk.mT)
@@ -308,7 +315,7 @@ def attend(
     if tokens <= FEW_TOKENS:
         return torch.softmax(q @ k.mT, -1) @ v
     if tokens <= BLOCK_TOKENS:
-        y: Tensor = _Attend.apply(q, k, v)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = _Attend.apply(q, k, v, way_back(q, k, v))[0]  # type: ignore[no-untyped-call]
         return y
     return F.scaled_dot_product_attention(q, k, v, scale=1.0)
 

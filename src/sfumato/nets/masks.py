@@ -154,8 +154,8 @@ class _Masked(torch.autograd.Function):
         return [slice(first, first + step) for first in range(0, len(q), step)]
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        y, kept = torch.empty_like(q), layers.scores(q, k)
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+        y, kept = torch.empty_like(q), layers.scores(q, k, back)
         for i in _Masked.blocks(q, k):
             p = torch.softmax((q[i] @ k[i].mT).add_(bias), -1)
             if len(kept):
@@ -164,18 +164,20 @@ class _Masked(torch.autograd.Function):
         return y, kept
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, bool], output: tuple[Tensor, Tensor]
+    ) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*inputs, *output)
+        ctx.save_for_backward(*inputs[:4], *output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, bias, y, kept = ctx.saved_tensors
         dy = grads[0].contiguous()
         if torch.is_grad_enabled():  # a second derivative is asked for: all rows at once, nothing in place
             p = torch.softmax(q @ k.mT + bias, -1)
             ds = p * (dy @ v.mT - (dy * (p @ v)).sum(-1, keepdim=True))
-            return ds @ k, ds.mT @ q, p.mT @ dy, None
+            return ds @ k, ds.mT @ q, p.mT @ dy, None, None
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         row = (dy * y).sum(-1, keepdim=True)
         for i in _Masked.blocks(q, k):
@@ -184,7 +186,7 @@ class _Masked(torch.autograd.Function):
             ds = (dy[i] @ v[i].mT).sub_(row[i]).mul_(p)
             dq[i] = ds @ k[i]
             dk[i] = ds.mT @ q[i]
-        return dq, dk, dv, None
+        return dq, dk, dv, None, None
 
 
 def attend(
@@ -200,7 +202,7 @@ def attend(
     if scores > MANY:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
     if scores > FEW and bias is not None:
-        y: Tensor = _Masked.apply(q, k, v, bias)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = _Masked.apply(q, k, v, bias, layers.way_back(q, k, v))[0]  # type: ignore[no-untyped-call]
         return y
     raw = q @ k.mT
     return torch.softmax(raw if bias is None else raw + bias, -1) @ v

@@ -97,10 +97,11 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
 
 
 def square_root(steps: int = 1000, offset: float = 1e-4, max_beta: float = 0.999) -> Table:
-    """Diffusion-LM's table ``alpha_bar = 1 - sqrt(t + offset)`` (Li et al. 2022, appendix A): noise at once.
+    """Diffusion-LM's table ``alpha_bar = 1 - sqrt(k / T + offset)`` (Li et al. 2022, appendix A): noise at once.
 
-    Even at ``t = 0`` the formula leaves ``1 - sqrt(offset) = 0.99``, which is the first step's; betas are clipped at
-    ``max_beta``.
+    The knots are ``k = 1..T``, betas clipped at ``max_beta``.  The formula's ``1 - sqrt(offset) = 0.99`` at ``k = 0``
+    is no knot: ``t = 0`` is the data, ``alpha_bar = 1``, and the first step adds that noise with its own, from 1 to
+    ``1 - sqrt(1 / T + offset)`` (0.966834 for 1000 steps).
     """
     _check_steps(steps)
     time = torch.arange(1, steps + 1, dtype=torch.float64) / steps

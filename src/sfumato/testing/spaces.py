@@ -1,14 +1,15 @@
 """The laws of spaces: membership, projection, noise of the right dimension, geodesics, the uniform law, symmetry.
 
 The contract checked: ``project`` lands in the space and moves no member, ``contains`` refuses what is off it, noise is
-standard in exactly ``dof`` dimensions (of tokens: uniform at ``dof`` sites) and depends on a sample's own seed alone,
-and on manifolds ``exp`` and ``log`` are inverse, distances are lengths of logs, and densities integrate to 1.
+standard in exactly ``dof`` dimensions (of tokens: uniform at ``dof`` independent sites) and depends on a sample's own
+seed alone; on manifolds ``exp`` and ``log`` are inverse, distances are lengths of logs, and densities integrate to 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ TOLERANCE = 1e-9
 def check_space(space: Space, x: Tensor, outside: Sequence[Tensor] = (), seed: int = 0) -> None:
     """The laws of any space at a batch of members ``x`` (float64, or int64 tokens; two samples or more).
 
-    ``outside``: states off it.  Noise of tokens must be uniform over the space's ``size`` at every real site.
+    ``outside``: states off it.  Noise of tokens must be uniform over the space's ``size`` at every real site,
+    independently of all others.
     For a space with geodesics call :func:`check_manifold` as well.  Raises ``AssertionError`` naming the law.
     """
     name = type(space).__name__
@@ -59,7 +61,7 @@ def _check_dimension(space: Space, x: Tensor, rng: RNG, name: str, n: int = 4000
     require(dof.shape == (len(x),), "dimension", f"{name}: dof has shape {tuple(dof.shape)}, must be [b] = [{len(x)}]")
     for k in range(len(x)):
         copies = x[k : k + 1].expand(n, *x.shape[1:])
-        own = _restrict(space, k)
+        own = _restrict(space, k, x)
         noise = own.noise(copies, rng)
         if not noise.is_floating_point():
             _check_uniform(noise, own.size, int(dof[k]), name)
@@ -72,21 +74,30 @@ def _check_dimension(space: Space, x: Tensor, rng: RNG, name: str, n: int = 4000
 
 
 def _check_uniform(noise: Tensor, size: int, dof: int, name: str) -> None:
-    """Tokens ``[n, ...]`` are uniform at ``dof`` sites and 0 at all others."""
+    """Tokens ``[n, ...]`` are uniform at ``dof`` independent sites and 0 at all others."""
     sites = columns(noise)
     real = sites[:, (sites != 0).any(0)]
+    if size == 1 or dof == 0:  # the only token is 0
+        require(real.shape[1] == 0, "dimension", f"{name}: noise at {real.shape[1]} sites, which can only hold 0")
+        return
     require(real.shape[1] == dof, "dimension", f"{name}: noise at {real.shape[1]} sites, dof is {dof}")
+    rank = int(torch.linalg.matrix_rank(real - real.mean(0), rtol=1e-6))
+    require(rank == min(dof, len(real) - 1), "dimension", f"{name}: noise spans {rank} dimensions, dof is {dof}")
+    # a dozen sites one by one: among very many |z| would pass the limit by chance
+    few = (real - (size - 1) / 2)[:, :12].T
+    z = max([z_mean(a * b, 0.0) for a, b in combinations(few, 2)], default=0.0)
+    require(z < Z_LIMIT, "dimension", f"{name}: noise at two sites is not independent, |z| = {z:.1f}")
     for token in range(size):
-        # all sites of a sample together: they are independent
-        z = z_mean((real == token).double().mean(1), 1 / size)
+        hit = (real == token).double()
+        z = max(z_mean(site, 1 / size) for site in [hit.mean(1), *hit[:, :12].T])
         require(z < Z_LIMIT, "dimension", f"{name}: noise is token {token} too often or too rarely, |z| = {z:.1f}")
 
 
-def _restrict(space: Any, k: int) -> Any:
+def _restrict(space: Any, k: int, x: Tensor) -> Any:
     """The space of sample ``k`` alone: a mask (of tokens: what is real), where there is one, cut to its row."""
     mask, real = getattr(space, "mask", None), getattr(space, "real", None)
     if real is not None:
-        return replace(space, real=real[k % len(real)][None])
+        return replace(space, real=real.expand(x.shape)[k : k + 1])
     return space if mask is None else type(space)(mask[k % len(mask)][None])
 
 
@@ -96,7 +107,7 @@ def _check_noise_streams(space: Space, x: Tensor, name: str) -> None:
     together = space.noise(x, Streams(seeds))
     require(together.shape == x.shape and together.dtype == x.dtype, "12 streams", f"{name}: noise is not like x")
     for k, seed in enumerate(seeds):
-        alone = _restrict(space, k).noise(x[k : k + 1], Streams([seed]))
+        alone = _restrict(space, k, x).noise(x[k : k + 1], Streams([seed]))
         require(
             bool((alone[0] == together[k]).all()), "12 streams", f"{name}: noise of seed {seed} depends on its batch"
         )

@@ -214,7 +214,7 @@ class Reader:
         used = min(used, x.shape[1] - new) // self.block * self.block
         self.cache.rewind(used)
         found: Tensor = self.net.extend(x[:, used:], self.cache, times[:, used:])
-        self.read = (x, times)
+        self.read = (x.clone(), times)  # the caller's own state may change in place
         return found
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sfumato.core import RNG, Cond, Denoiser, Law, Process, Time
+from sfumato.denoisers.tokens import at_least_float32
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac
 from sfumato.processes.bound import Bound, step_kl
@@ -67,15 +68,20 @@ def _sum(process: Any, terms: Tensor) -> Tensor:
 
 def _cost(denoiser: Any, x0: Tensor, x_t: Tensor, t: Time, cond: Cond | None) -> Tensor:
     """``process.loss`` of the belief, ``[b]``: from the raw output where the head knows how."""
-    process, raw = denoiser.head.process, denoiser.raw(x_t, t, cond)
+    process, raw = denoiser.head.process, at_least_float32(denoiser.raw(x_t, t, cond))
     terms = denoiser.head.cost(raw, x0, x_t, t) if isinstance(denoiser.head, StatesCost) else None
     found: Tensor = process.loss(denoiser.head(raw, x_t, t), x0, x_t, t) if terms is None else _sum(process, terms)
     return found
 
 
+def _one_rate(process: Any) -> bool:
+    """Whether all masked sites, and they alone, come back at one rate, that of ``Jump.unmasking``: not by blocks."""
+    return isinstance(process, Jump) and masks(process.kernel)
+
+
 def _costs_alone(denoiser: Any) -> bool:
     """Whether every bound is a weight times the cost of masked sites."""
-    return masks(denoiser.head.process.kernel) and isinstance(denoiser.head, StatesCost)
+    return _one_rate(denoiser.head.process) and isinstance(denoiser.head, StatesCost)
 
 
 def _unmasked(process: Any, t: Tensor, s: Tensor) -> Tensor:
@@ -142,7 +148,7 @@ class MDLM:
     """``-alpha' / (1 - alpha)`` times the cross-entropy of masked sites: the continuous-time NELBO (Sahoo et al. 2024,
     section 3); with ``steps`` the bound of that many steps, ``T (alpha_s - alpha_t) / (1 - alpha_t)``.
 
-    Absorbing kernels only: raises :class:`Refusal` for others, and for fewer than one step.
+    Absorbing kernels only, of all sites at once: raises :class:`Refusal` for others, and for fewer than one step.
     """
 
     steps: int | None = None
@@ -163,8 +169,10 @@ class MDLM:
     ) -> Float[Tensor, " b"]:
         """The loss ``[b]`` in nats per token."""
         process = denoiser.head.process
-        if process.kernel.mask is None:
-            raise Refusal("MDLM weighs masked tokens, but the kernel has no mask; use ScoreEntropy, D3PM or absorbing")
+        if not _one_rate(process):
+            raise Refusal(
+                "MDLM weighs masked tokens of an absorbing Jump; use ScoreEntropy or D3PM, or absorbing(size)"
+            )
         if self.steps is None:
             weight = process.unmasking(t)
         else:
@@ -180,7 +188,8 @@ class MDLM:
 class ScoreEntropy:
     """The denoising score entropy of SEDD (Lou et al. 2024, section 3): ``Jump.rate`` of the belief, for any kernel.
 
-    A head that states a score of its own (:class:`~sfumato.denoisers.tokens.Score`) is trained on that score as it is.
+    A head that states a score of its own (:class:`~sfumato.denoisers.tokens.Score`) is trained on that score as it is;
+    by blocks, on its belief.
     """
 
     def __call__(
@@ -196,8 +205,9 @@ class ScoreEntropy:
         """The loss ``[b]`` in nats per token."""
         process = denoiser.head.process
         x_t = _noised(process, x0, t, rng, eps, end)
-        if isinstance(denoiser.head, StatesEntropy):
-            entropy = _sum(process, denoiser.head.entropy(denoiser.raw(x_t, t, cond), x0, x_t))
+        if isinstance(denoiser.head, StatesEntropy) and _one_rate(process):
+            raw = at_least_float32(denoiser.raw(x_t, t, cond))
+            entropy = _sum(process, denoiser.head.entropy(raw, x0, x_t))
             return _per_token(process, cast(process.unmasking(t), entropy) * entropy, x0)
         if _costs_alone(denoiser):
             cost = _cost(denoiser, x0, x_t, t, cond)
