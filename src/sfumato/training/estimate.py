@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,20 @@ MULTIPLE = 8
 #: What is chosen keeps this share of the limit free, for work space.
 MARGIN = 0.1
 _UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+
+
+@final
+class _Whole:
+    """Counts for the whole network alone: hooks on its modules do not stand a gradient inside the forward pass (the
+    energies')."""
+
+    parents: ClassVar[frozenset[str]] = frozenset({"Global"})
+
+    def __enter__(self) -> _Whole:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to undo."""
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -151,6 +165,7 @@ def expect(model: Any, rows: Rows) -> Expected:
     tensors = [*net.parameters(), *net.buffers()]
     peaks: list[int] = []
     counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Whole()  # type: ignore[assignment]
     with counter:
         _pass(trial, rows, ROWS[0])
     unused = any(p.requires_grad and p.grad is None for p in net.parameters())
