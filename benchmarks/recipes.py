@@ -66,8 +66,9 @@ ENTRIES: dict[str, Entry] = {
     "ddpm": Entry(),
     "improved-ddpm": Entry(),
     "vdm": Entry(),
-    "ncsn": Entry(sampling={"guidance": 1.0}),
-    "ncsnv2": Entry(sampling={"guidance": 1.0}),
+    # hundreds of Langevin steps forget most of what a weaker guidance says
+    "ncsn": Entry(sampling={"guidance": 2.0}),
+    "ncsnv2": Entry(sampling={"guidance": 2.0}),
     "vp-sde": Entry(),
     "ve-sde": Entry(),
     "subvp-sde": Entry(),
@@ -92,6 +93,8 @@ class Longer:
 
 
 LONGER: dict[str, Longer] = {
+    "ncsn": Longer(8, "every level counts alike, so the few that decide the digit's shape are learned slowly."),
+    "ncsnv2": Longer(12, "most of its ladder lies above the data, and the network has to find out its level by itself."),
     "vdm": Longer(
         12,
         "its loss is the likelihood itself, most of which is detail that no eye sees, so shapes come late.",

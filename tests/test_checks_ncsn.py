@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.denoisers import GaussianHead, Preconditioned
 from sfumato.samplers import Langevin
 from sfumato.testing import SigmaPoints
 from sfumato.training import ladders
@@ -66,6 +67,31 @@ def test_technique_1_is_the_largest_distance() -> None:
     x = torch.randn(57, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     apart = max(float((a - b).double().norm()) for a in x for b in x)
     assert ladders.widest_distance(x, block=10) == pytest.approx(apart, rel=1e-8)
+
+
+def test_a_blind_network_falls_behind_a_ladder_that_is_climbed_down_too_fast() -> None:
+    """Its pull is ``1 / sigma_i`` whatever noise is there: two steps a level leave ever more of it, five 1.23 of it."""
+    levels, top, bottom = 94, 25.0, 0.016
+    process = sf.processes.Gaussian(sf.schedules.get("levels", sigma_max=top, sigma_min=bottom, count=levels))
+    grid = sf.grids.uniform(process.schedule, levels)
+    x1 = process.prior(torch.zeros(4, 4096, dtype=torch.float64)).draw(sf.Stream(0))
+    head = GaussianHead(process, "eps", sigma_data=0.5)
+
+    def blind(x: torch.Tensor, t: torch.Tensor, cond: object = None) -> torch.Tensor:
+        x = x / head.input_scale(t, x)
+        return x / x.square().mean(1, keepdim=True).sqrt()  # all that is there is noise, of whatever size
+
+    ratio = (top / bottom) ** (1 / (levels - 1))
+    for steps, left in ((2, math.inf), (5, 1.231)):
+        size = ladders.langevin_size(top, bottom, levels, steps)
+        assert ladders.blind_lag(size, ratio, steps) == pytest.approx(left, abs=1e-3)
+        sampler = Langevin(steps=steps, size=size, denoise=False)
+        x = sf.sample(Preconditioned(blind, head), process, sampler, grid, x1, rng=1)
+        there = float(x.square().mean().sqrt()) / bottom
+        assert there == pytest.approx(left, abs=0.02) if math.isfinite(left) else there > 3
+    assert ladders.blind_steps(top, bottom, levels) == 5
+    assert ladders.blind_steps(top, bottom, 40) == 8
+    assert ladders.blind_steps(top, bottom, 2) == 100
 
 
 def test_defaults_follow_the_rules() -> None:

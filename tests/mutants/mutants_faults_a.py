@@ -20,14 +20,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "ncsnv2 with the step size of the default ladder",
         "recipes/ncsnv2.py",
         "langevin_size(ladder.sigma_max, ladder.sigma_min, ladder.levels, steps)",
-        "0.136",
+        "0.111",
         (f"{SETTINGS}::test_a_ladder_of_ones_own_is_walked_level_by_level",),
     ),
     Mutant(
-        "ncsnv2 with two steps a level on any ladder",
+        "ncsnv2 with five steps a level on any ladder",
         "recipes/ncsnv2.py",
-        "max(2, round(BUDGET / ladder.levels))",
-        "2",
+        "blind_steps(ladder.sigma_max, ladder.sigma_min, ladder.levels)",
+        "5",
         (f"{SETTINGS}::test_a_ladder_of_ones_own_is_walked_level_by_level",),
     ),
     Mutant(

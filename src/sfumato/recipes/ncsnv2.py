@@ -6,7 +6,8 @@ Song, Ermon 2020, "Improved Techniques for Training Score-Based Generative Model
   standard deviation .5), neighbouring levels overlap by half, and the Langevin step fits their number and the steps a
   level: see :mod:`sfumato.training.ladders`.  Where an end is given the number of levels follows from it, and with any
   of the three do the levels, steps and step size of sampling, unless they are given, too;
-* technique 3: the network does not know its level, ``s(x, sigma) = s(x) / sigma`` (:class:`NoiseBlind`);
+* technique 3: the network does not know its level, ``s(x, sigma) = s(x) / sigma`` (:class:`NoiseBlind`), which takes
+  more steps a level than technique 4 alone says (:func:`~sfumato.training.ladders.blind_steps`): 5, as published;
 * technique 5: samples come from an average of the weights, here the power-function average of all recipes;
 * loss, eq. 2 with ``lambda = sigma^2``: ``E |s(x) + eps|^2`` over the levels, all equally likely;
 * sampling, algorithm 1 and section 3.4: ``langevin``, and a denoising step at the end.
@@ -27,13 +28,11 @@ from sfumato.nets.delegated import Delegated
 from sfumato.nets.energy import energy_of
 from sfumato.recipes.recipe import Recipe
 from sfumato.training.composition import Composition
-from sfumato.training.ladders import Ladder, langevin_size, level_count
+from sfumato.training.ladders import Ladder, blind_steps, langevin_size, level_count
 from sfumato.training.settings import Network, Optimisation, Reporting, Sampling
 
 #: Technique 2 asks how many coordinates the data has: those of MNIST.
 DIMENSION = 28 * 28
-#: Langevin steps of a whole chain, shared out over the levels, at least 2 each.
-BUDGET = 188
 
 
 @final
@@ -45,18 +44,18 @@ class Settings:
     network: Network = Network()
     optimisation: Optimisation = Optimisation()
     sampling: Sampling = Sampling(
-        sampler="langevin:steps=2:size=0.136", grid="uniform", sampling_steps=94, guidance=1.0, clip=False
+        sampler="langevin:steps=5:size=0.111", grid="uniform", sampling_steps=94, guidance=1.0, clip=False
     )
     reporting: Reporting = Reporting(reports=4, grid_steps=40)
 
 
 def settle(given: Mapping[str, Any]) -> Settings:
-    """The defaults: levels by technique 2, the Langevin step by technique 4, and sampling visits every level."""
+    """The defaults: levels by technique 2, Langevin steps by techniques 3 and 4, and sampling visits every level."""
     defaults = Settings()
     ladder = defaults.ladder.given(given)
     if "levels" not in given:
         ladder = replace(ladder, levels=max(2, level_count(ladder.sigma_max, ladder.sigma_min, DIMENSION)))
-    steps = max(2, round(BUDGET / ladder.levels))
+    steps = blind_steps(ladder.sigma_max, ladder.sigma_min, ladder.levels)
     size = langevin_size(ladder.sigma_max, ladder.sigma_min, ladder.levels, steps)
     sampler = f"langevin:steps={steps}:size={size:.3g}"
     sampling = replace(defaults.sampling, sampler=sampler, sampling_steps=ladder.levels)

@@ -1,4 +1,5 @@
-"""Ladders of noise levels chosen by theory: techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv 2006.09011).
+"""Ladders of noise levels chosen by theory: techniques 1, 2 and 4 of Song and Ermon 2020 (arXiv 2006.09011), and one
+condition more that technique 3 brings with it.
 
 The contract: a ladder is ``L`` levels from ``sigma_max`` down to ``sigma_min`` in geometric progression, ``gamma =
 (sigma_max / sigma_min)^(1 / (L - 1))``, climbed down by a few Langevin steps ``x + a score + sqrt(2 a) z`` a level with
@@ -102,3 +103,31 @@ def langevin_size(sigma_max: float, sigma_min: float, levels: int, steps: int) -
         a, b = (2 * low + high) / 3, (low + 2 * high) / 3
         low, high = (low, b) if spread(a, gamma, steps) < spread(b, gamma, steps) else (a, high)
     return (low + high) / 2
+
+
+def blind_lag(size: float, gamma: float, steps: int) -> float:
+    """The noise that is really there over the level's, where a network blind to its level climbs down a long ladder.
+
+    Technique 4 takes the score for ``-x / sigma_i^2``: too much noise is met by a pull in proportion.  A network that
+    does not know its level (technique 3) states ``-x / (|x| sigma_i)`` instead, the same pull however much there is.
+    At a ratio ``r`` a step leaves ``sqrt((r - size)^2 + 2 size)`` of it, so that ``log r`` falls by ``size / 4`` at
+    most: unless ``steps size > 4 log(gamma)``, and a little more, the noise falls behind the ladder for good (``inf``).
+    """
+    ratio, before = 1.0, 0.0
+    while abs(ratio - before) > 1e-9:
+        before, ratio = ratio, ratio * gamma
+        for _ in range(steps):
+            ratio = math.sqrt((ratio - size) ** 2 + 2 * size)
+        if ratio > 100:
+            return math.inf
+    return ratio
+
+
+def blind_steps(sigma_max: float, sigma_min: float, levels: int, lag: float = 1.25) -> int:
+    """The fewest Langevin steps a level, of technique 4's size, at which :func:`blind_lag` is within ``lag``: from 5,
+    the paper's number, to 100 (a ladder of few, far levels would need any number of them).
+    """
+    gamma, steps = (sigma_max / sigma_min) ** (1 / (levels - 1)), 5
+    while steps < 100 and blind_lag(langevin_size(sigma_max, sigma_min, levels, steps), gamma, steps) > lag:
+        steps += 1
+    return steps
