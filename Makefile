@@ -33,7 +33,7 @@ help:  ## this list
 
 .venv/bench.stamp: .venv/core.stamp
 	$(PIP) --no-build-isolation -e '.[bench]'
-	$(PIP) --no-deps azula k-diffusion
+	$(PIP) --no-deps azula k-diffusion torchcfm
 	@touch $@
 
 demo: .venv/core.stamp  ## train on MNIST for under 3 minutes, sample a labelled grid, evaluate it: runs/demo

@@ -42,7 +42,7 @@ SHARED: dict[str, Any] = {
 #: The guidance of every recipe that does not say otherwise below.
 GUIDANCE = 1.4
 #: Samples that are timed at once.
-TIMED = 128
+TIMED = 64
 #: Share of samples that the classifier reads as the digit asked for, from which digits count as legible.
 LEGIBLE = 0.9
 
@@ -94,7 +94,9 @@ class Longer:
 
 LONGER: dict[str, Longer] = {
     "ncsn": Longer(8, "every level counts alike, so the few that decide the digit's shape are learned slowly."),
-    "ncsnv2": Longer(12, "most of its ladder lies above the data, and the network has to find out its level by itself."),
+    "ncsnv2": Longer(
+        12, "most of its ladder lies above the data, and the network has to find out its level by itself."
+    ),
     "vdm": Longer(
         12,
         "its loss is the likelihood itself, most of which is detail that no eye sees, so shapes come late.",
@@ -171,7 +173,7 @@ class Bench:
         )
 
     def milliseconds(self, job: Job, model: Any) -> float:
-        """What one sample takes, in milliseconds: the median of three batches of 128, after what came before."""
+        """What one sample takes, in milliseconds: the median of three batches, after what came before."""
         taken = []
         for seed in range(3):
             made = model.sample(TIMED, label=list(model.classes) or None, seed=seed, batch=TIMED, **job.sampling())

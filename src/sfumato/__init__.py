@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         metrics,
         nets,
         oracles,
+        presets,
         processes,
         recipes,
         reports,
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "bakeoff", "comparison", "data", "degradations", "denoisers", "energies", "grids", "guidance", "laws", "likelihood",
-    "metrics", "nets", "oracles", "processes", "recipes", "reports", "samplers", "schedules", "spaces", "testing",
-    "training", "watching",
+    "metrics", "nets", "oracles", "presets", "processes", "recipes", "reports", "samplers", "schedules", "spaces",
+    "testing", "training", "watching",
 }  # fmt: skip
 _NAMES = {
     "sample": "sfumato.samplers",
@@ -68,8 +69,8 @@ _NAMES = {
 __all__ = [
     "Diffusion", "Refusal", "Stream", "Streams", "bakeoff", "compare", "compare_with_ode", "comparison", "data",
     "degradations", "denoisers", "elbo", "energies", "grids", "guidance", "laws", "likelihood", "load", "metrics",
-    "nets", "oracles", "processes", "recipes", "reports", "sample", "samplers", "schedules", "show", "spaces",
-    "step_kl", "testing", "train", "training", "trajectory", "watching",
+    "nets", "oracles", "presets", "processes", "recipes", "reports", "sample", "samplers", "schedules", "show",
+    "spaces", "step_kl", "testing", "train", "training", "trajectory", "watching",
 ]  # fmt: skip
 
 

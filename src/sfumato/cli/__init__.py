@@ -265,7 +265,7 @@ def train(
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Options and settings in a .yaml, .toml or .json file, or a run's config.json."
+            metavar="FILE", help="Options and settings: a .yaml, .toml or .json file, a run's config.json, or a preset."
         ),
     ] = None,
     set_: Annotated[
@@ -388,6 +388,9 @@ def bakeoff(
         str | None,
         typer.Option(metavar="NAME[:KEY=VALUE]", help="What looks at samples. See: sfumato list extractors."),
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Settings of all: a .yaml, .toml or .json file, or a preset.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[RECIPE.]KEY=VALUE", help="One setting, of all or of one; repeatable."),
@@ -402,7 +405,7 @@ def bakeoff(
         "minutes": minutes, "steps": steps, "seed": seed, "n": n, "few": few, "moments": moments,
         "extractor": extractor,
     }  # fmt: skip
-    bakeoff_run(data, recipes, out, terms, nfe, set_ or [], options, device)
+    bakeoff_run(data, recipes, out, terms, nfe, config, set_ or [], options, device)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sfumato.cli.config import read_pairs
+from sfumato.cli.config import read, read_pairs
 from sfumato.errors import Refusal
 
 
@@ -23,8 +23,9 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def bakeoff_run(
-    data: str, recipes: str, out: Path, terms: dict[str, Any], nfe: str, pairs: list[str], options: Any, device: str
-) -> None:
+    data: str, recipes: str, out: Path, terms: dict[str, Any], nfe: str, config: Path | None, pairs: list[str],
+    options: Any, device: str,
+) -> None:  # fmt: skip
     """Compare, and say where everything is; ends with code 1 where a recipe failed."""
     import typer
 
@@ -32,8 +33,8 @@ def bakeoff_run(
     from sfumato.bakeoff.report import rows
 
     found = bakeoff(
-        data, recipes, out, terms=Terms(**terms, nfe=numbers(nfe)), settings=read_pairs(pairs), options=options,
-        device=device, tell=_tell,
+        data, recipes, out, terms=Terms(**terms, nfe=numbers(nfe)), settings=of_all(config) | read_pairs(pairs),
+        options=options, device=device, tell=_tell,
     )  # fmt: skip
     if found:
         print("\n" + _text(*rows(found)))
@@ -41,6 +42,16 @@ def bakeoff_run(
     done = {result.recipe for result in found}
     if any(name.strip() and name.strip() not in done for name in recipes.split(",")):
         raise typer.Exit(1)
+
+
+def of_all(config: Path | None) -> dict[str, Any]:
+    """The settings in a file; raises :class:`Refusal` where it holds more than settings."""
+    if config is None:
+        return {}
+    found = read(config)
+    if more := [*found.options, *found.reading]:
+        raise Refusal(f"{found.path} holds {more[0]}; a bake-off reads settings alone from a file, so take it out")
+    return dict(found.settings)
 
 
 def _text(head: tuple[str, ...], body: tuple[tuple[str, ...], ...]) -> str:

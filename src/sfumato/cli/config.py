@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from sfumato import presets
 from sfumato.errors import Refusal, nearest
 
 #: What a file may say beside settings and how data are read, each as on the command line.
@@ -93,7 +94,9 @@ def _parsed(path: Path) -> Mapping[str, Any]:
 
 
 def read(path: Path) -> Filed:
-    """What ``path`` holds; raises :class:`Refusal` where it cannot be read."""
+    """What ``path`` holds, a file or the name of a preset; raises :class:`Refusal` where it cannot be read."""
+    if not path.suffix and path.name == str(path) and not path.is_file():
+        path = presets.path(path.name)
     found = _parsed(path)
     if {"format", "recipe", "settings", "horizon"} <= found.keys():
         return _of_run(path, found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from sfumato import presets
 from sfumato.cli.evaluate import measured
 from sfumato.cli.verbs import new_folder_for
 
@@ -35,18 +36,7 @@ DEMO = Demo(
     data="mnist",
     minutes=2.98,
     settings={
-        # half the pixels each way through 2x2 patches: wide layers on few sites use a small machine best
-        "channels": (48, 96),
-        "attention": (False, False),
-        "blocks": 1,
-        "patch": 2,
-        "batch": 64,
-        # of the optimisers tried at equal seconds, the one that got furthest
-        "optimiser": "muon",
-        "lr": 3e-3,
-        "hold": 0.3,
-        "decay": "linear",
-        "weight_decay": 0.01,
+        **presets.get("small"),
         # digits are decided at higher noise than photographs: the median level is 0.67, the data's deviation 0.5
         "p_mean": -0.4,
         "reports": 2,

@@ -97,6 +97,12 @@ def _extractors() -> list[Row]:
     return [(name, usual[name], summary(each), settings(each)) for name, each in builders.items()]
 
 
+def _presets() -> list[Row]:
+    from sfumato import presets, spec
+
+    return [(name, presets.title(name), spec.text("", presets.get(name)).removeprefix(":")) for name in presets.names()]
+
+
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "recipes": _recipes,
     "data": _data,
@@ -106,12 +112,14 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "nets": _nets,
     "metrics": _metrics,
     "extractors": _extractors,
+    "presets": _presets,
 }
 #: What is printed under a list of parts that have settings.
 HINTS = {
     "samplers": "evaluations and settings are those of the defaults; set them as in --sampler ddim:eta=0.5",
     "grids": "set them as in --grid karras:rho=5",
     "data": "the licence is that of the data itself; fetched data is kept in SFUMATO_CACHE, else ~/.cache/sfumato",
+    "presets": "give one as in sfumato train RECIPE --config small; --set changes what is in it",
     "metrics": "choose as in sfumato eval RUN --metrics frechet,kid",
     "extractors": "choose as in sfumato eval RUN --extractor mobilenet:size=96; a kind of data stands by its default",
 }

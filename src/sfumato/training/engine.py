@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
+from sfumato import presets
 from sfumato.data.rows import Rows, Source
 from sfumato.errors import Refusal
 from sfumato.reports.run import write as write_report
@@ -27,7 +28,7 @@ from sfumato.training.diffusion import Diffusion, load_weights, read_config
 from sfumato.training.ema import EMA
 from sfumato.training.estimate import compiles, expect, recompute
 from sfumato.training.files import make_folder
-from sfumato.training.horizon import Clock, Horizon
+from sfumato.training.horizon import Clock, Horizon, Seconds
 from sfumato.training.hybrid import LossHistory
 from sfumato.training.loop import Compute, Step, train_steps
 from sfumato.training.monitor import Log, Progress, Reporter, progress
@@ -254,6 +255,10 @@ class Course:
             expected = expected.divided(count) if self.shard and count > 1 else expected
             for line in expected.lines(self.horizon, own.batch, own.accumulate, count):
                 display.say(line)
+            if isinstance(self.horizon, Seconds):
+                steps = expected.steps_in(self.horizon.seconds, own.batch, count)
+                if advice := presets.hint(flatten(self.model.settings), steps):
+                    display.say(advice)
         if own.recompute:
             recompute(parallel.units(net))
         if compiles(own.compile, self.processes.device, self.horizon):

@@ -120,6 +120,10 @@ class Expected:
         """
         return replace(self, held=self.held // count + 4 * self.parameters)
 
+    def steps_in(self, seconds: float, batch: int, count: int) -> int:
+        """About how many steps fit into so many seconds."""
+        return max(1, round(seconds * count / (self.seconds_per_row * batch)))
+
     def lines(self, horizon: Horizon, batch: int, accumulate: int, count: int) -> list[str]:
         """What to print: a line for a step, a line for the horizon; ``count`` processes."""
         rows = -(-batch // (count * accumulate))
@@ -131,7 +135,7 @@ class Expected:
             case StepCount(steps):
                 whole = f"expected: {steps} steps take about {_duration(seconds * steps)}"
             case Seconds(given):
-                steps = max(1, round(given / seconds))
+                steps = self.steps_in(given, batch, count)
                 whole = f"expected: {horizon} are about {_round(steps)} steps, {_round(steps * batch)} samples"
             case _:
                 return [what]
