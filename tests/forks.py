@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,7 @@ def steps(job: dict[str, Any]) -> int:
     model = recipe.build(settings, units.spec(), {"seed": 0, "horizon": {"steps": job["steps"]}})
     model.net.train()
     compute: Any = None
+    warnings.simplefilter("error")
     if processes.count > 1 or job.get("shard"):
         compute = parallel.Losses(model, model.net)
         if job.get("shard"):

@@ -22,6 +22,7 @@ from sfumato.__main__ import run
 from sfumato.comparison import ODE, Cell, Comparison, ode
 from sfumato.comparison import run as running
 from sfumato.denoisers import GaussianHead, Preconditioned
+from sfumato.metrics import units
 from sfumato.schedules import at
 from sfumato.training.composition import Composition
 from sfumato.training.sampling import plan
@@ -102,6 +103,27 @@ def test_all_cells_are_there_in_the_order_asked_for(found: Any) -> None:
     assert "left" in said[0]
     assert "left" not in said[-1]
     assert said[1].startswith("[2/6] ddim:eta=0.5, 2 steps")  # samplers take turns
+
+
+def test_labels_are_those_of_held_out_images_where_these_are_not_balanced(
+    model: Any, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = torch.where(torch.arange(len(data.test)) % 2 == 0, 3, data.test.label)
+    skewed = replace(data, test=replace(data.test, label=label))
+    asked: list[Any] = []
+    draw = running.draw
+
+    def listening(model: Any, job: Any, *, batch: int) -> Any:
+        asked.append(job.label)
+        return draw(model, job, batch=batch)
+
+    monkeypatch.setattr(running, "draw", listening)
+    result = sf.compare(model, skewed, samplers="euler", steps=[1], n=N)
+    assert list(asked[0]) == units.labels(skewed, model.classes, N)
+    assert 0.4 * N < asked[0].count("3") < 0.7 * N
+    assert f"n {N}, labels as held out, guidance" in result.heading()
+    renamed = replace(skewed, classes=tuple(f"a {name}" for name in data.classes))
+    assert units.labels(renamed, model.classes, N) == list(model.classes)
 
 
 def test_all_samplers_start_from_the_same_noise(model: Any, data: Any) -> None:

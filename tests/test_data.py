@@ -89,6 +89,19 @@ def test_spec_and_report_agree_with_the_pixels(name: str) -> None:
     assert report.mean == pytest.approx(float(torch.cat([loaded.train.x, loaded.test.x]).double().mean()))
 
 
+@pytest.mark.parametrize("name", ["digits", "moons", "torsions", "shakespeare", "{folder}/waves.npy"])
+def test_all_kinds_of_data_describe_themselves_alike(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "waves.npy", np.arange(60.0).reshape(10, 6) ** 2)
+    loaded = data.load(name.format(folder=tmp_path))
+    spec = json.loads(json.dumps(loaded.spec()))
+    for what in ("name", "kind", "source", "licence", "sha256"):
+        assert spec[what] == getattr(loaded, what)
+    assert (spec["shape"], spec["classes"], spec["options"]) == (list(loaded.shape), list(loaded.classes), {})
+    assert (spec["train"], spec["test"]) == (len(loaded.train), len(loaded.test))
+    assert len(loaded.held_out) > 0
+    assert data.reload(spec).sha256 == loaded.sha256
+
+
 def test_report_prints_with_rich(digits: Data, capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 

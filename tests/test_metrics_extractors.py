@@ -381,7 +381,7 @@ def test_series_come_with_and_without_an_axis_of_channels() -> None:
     from sfumato.metrics import units
 
     x = torch.randn(6, 1, 20, generator=torch.Generator().manual_seed(0))
-    held = SimpleNamespace(train=SimpleNamespace(x=x), shape=(1, 20))
+    held = SimpleNamespace(train=SimpleNamespace(x=x), shape=(1, 20), transform=SimpleNamespace(centre=(0.25,)))
     form = units.form("series")
     assert torch.equal(form.made(held, x[:, 0].numpy()), form.real(held, "train"))
     assert form.made(held, x[:, 0, :9].numpy()).shape == (6, 9)

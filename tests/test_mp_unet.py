@@ -222,7 +222,7 @@ def test_settings_rebuild_it_and_what_does_not_fit_is_refused() -> None:
         ({"size": (7, 8)}, "multiples of 2; nearest: 6x8 or 8x8"),
         ({"attention": (True,)}, "attention has 1 entries for 2 stages"),
         ({"patch": 3}, "patch 3 is not known"),
-        ({"bandwidth": 0.0}, "bandwidth 0.0 do not fit"),
+        ({"bandwidth": 0.0}, "bandwidth 0.0 does not fit"),
         ({"head_channels": 24}, "heads of 24 channels do not divide 32"),
     ):
         with pytest.raises(Refusal, match=message):

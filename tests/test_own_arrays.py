@@ -10,23 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import sfumato as sf
+from pictures import fill, levels
 from sfumato import data
 from sfumato.data.options import Options
-
-
-def levels(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def fill(root: Path, n: int) -> Path:
-    root.mkdir()
-    for k in range(n):
-        Image.fromarray(levels(8, 8, 3, seed=k)).save(root / f"{k:03d}.png")
-    return root
-
 
 # -------------------------------------------------------------------------------------------------------------- arrays
 

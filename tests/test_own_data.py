@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 
 import sfumato as sf
+from pictures import corrupt, fill, levels, picture, png_header
 from sfumato import data
 from sfumato.__main__ import run
 from sfumato.data.options import Options, from_json, size
@@ -27,30 +26,6 @@ TINY = {
     "validation_images": 8, "grid_columns": 0,
 }  # fmt: skip
 SET = [word for name, value in TINY.items() for word in ("--set", f"{name}={str(value).strip('(),')}")]
-
-
-def levels(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
-
-
-def picture(mode: str, height: int, width: int, seed: int = 0) -> Image.Image:
-    """A picture of any mode with noise in it."""
-    if mode == "I;16":
-        return Image.fromarray(levels(height, width, seed=seed).astype(np.uint16) * 16)
-    if mode == "1":
-        return Image.fromarray(levels(height, width, seed=seed) > 127)
-    if mode == "P":
-        return picture("RGB", height, width, seed).quantize(16)
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    x = levels(height, width, bands, seed=seed)
-    return Image.frombytes(mode, (width, height), x.tobytes())
-
-
-def fill(root: Path, n: int = 6, mode: str = "RGB", height: int = 8, width: int = 8, ending: str = "png") -> Path:
-    root.mkdir(parents=True, exist_ok=True)
-    for k in range(n):
-        picture(mode, height, width, seed=k).save(root / f"{k:03d}.{ending}")
-    return root
 
 
 # ------------------------------------------------------------------------------------- twelve awkward data sets
@@ -66,14 +41,6 @@ def mixed_modes(root: Path) -> Path:
 
 def oblong(root: Path) -> Path:
     return fill(root, height=48, width=64)
-
-
-def corrupt(root: Path) -> Path:
-    fill(root)
-    whole = (root / "002.png").read_bytes()
-    (root / "002.png").write_bytes(whole[: len(whole) // 2])
-    (root / "004.png").write_bytes(b"")
-    return root
 
 
 def empty_class(root: Path) -> Path:
@@ -95,16 +62,6 @@ def table(root: Path) -> Path:
 
 def sixteen_bits(root: Path) -> Path:
     return fill(root, mode="I;16")
-
-
-def png_header(height: int, width: int) -> bytes:
-    """A PNG that promises more than it holds."""
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def huge(root: Path) -> Path:
@@ -245,10 +202,15 @@ def test_options_that_do_nothing_are_refused(name: str, options: Options, messag
         data.load(name.format(folder=fill(tmp_path / "x")), options)
 
 
-def test_embedded_images_take_a_resolution() -> None:
-    digits = data.load("digits", Options(resolution=(16, 12), crop="none"))
-    assert digits.shape == (1, 16, 12)
-    assert digits.spec()["options"] == {"resolution": [16, 12], "crop": "none"}
+@pytest.mark.parametrize("name", ["digits", "emoji-32", "photos-32"])
+def test_embedded_images_take_a_resolution(name: str) -> None:
+    found, own = data.load(name, Options(resolution=(16, 12), crop="none")), data.load(name)
+    assert found.shape == (own.shape[0], 16, 12)
+    assert found.spec()["options"] == {"resolution": [16, 12], "crop": "none"}
+    assert np.array_equal(found.train.label, own.train.label)
+    image = np.asarray(own.test.x[1].permute(1, 2, 0).squeeze(-1))
+    small = Image.fromarray(image).resize((12, 16), Image.Resampling.LANCZOS)
+    assert np.array_equal(found.test.x[1].permute(1, 2, 0).squeeze(-1), np.asarray(small))
 
 
 def test_a_size_that_fits_no_network_is_refused_with_the_divisor_and_the_way_out(tmp_path: Path) -> None:

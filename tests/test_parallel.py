@@ -368,6 +368,31 @@ def test_what_stops_one_process_stops_all(forks: Forks, tmp_path: Path, faulty: 
     assert "Traceback" not in "".join((tmp_path / f"log.{rank}").read_text() for rank in (0, 1))
 
 
+OTHER = "another process stopped; its own line says why"
+
+
+@pytest.mark.parametrize(
+    ("verb", "fault", "message"),
+    [
+        ("sample", "sfumato.training.diffusion:load", FULL),
+        ("sample", "sfumato.training.sampling:plan", OTHER),
+        ("eval", "sfumato.data:reload", FULL),
+        ("eval", "sfumato.metrics:limits", OTHER),
+    ],
+)
+def test_what_stops_one_process_that_samples_stops_all(
+    forks: Forks, small: Path, tmp_path: Path, verb: str, fault: str, message: str
+) -> None:
+    arguments = [verb, str(small), "--n", "100", "--steps", "1", "--out", str(tmp_path / "s"), "--device", "cpu"]
+    job = {"arguments": arguments, "log": str(tmp_path / "log"), "fault": fault, "faulty": 1}
+    assert forks(task="cli", processes=2, **job)["codes"] == [2, 2]
+    said = [(tmp_path / f"log.{rank}").read_text() for rank in (0, 1)]
+    assert said[1].splitlines()[-1].endswith(FULL)
+    assert said[0].splitlines()[-1].endswith(message)
+    assert "Traceback" not in "".join(said)
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_process_that_is_gone_stops_the_others(forks: Forks, tmp_path: Path) -> None:
     job = {"arguments": ["train", "flow", "--data", "digits", "--steps", "2", "--device", "cpu"]}
     job["arguments"] += ["--out", str(tmp_path / "run"), "--set", "channels=8", "--set", "attention=false"]

@@ -186,8 +186,41 @@ def test_series_far_from_zero_keep_their_steps() -> None:
     data = series.of_arrays(x, name="far")
     z = data.transform.encode(whole(data))
     assert float(z.std()) == pytest.approx(0.5, abs=1e-3)
-    back = z.double() * data.transform.spread[0] + data.transform.centre[0]
-    assert torch.allclose(back, whole(data), rtol=0, atol=1e-5)
+    back = data.transform.decode(z)
+    assert back.dtype == torch.float64
+    assert torch.allclose(back, whole(data)[:, 0], rtol=0, atol=1e-5)
+
+
+def test_series_come_back_in_their_own_format(tmp_path: Path) -> None:
+    narrow = series.of_arrays(waves(20), name="narrow").transform
+    assert narrow.decode(torch.zeros(2, 1, 24)).dtype == torch.float32
+    older = {name: value for name, value in narrow.to_json().items() if name != "numbers"}
+    assert from_json(older) == narrow
+    with pytest.raises(sf.Refusal, match="unknown format of series 'float8'"):
+        from_json(older | {"numbers": "float8"})
+    x = 1e6 + waves(12, 6).astype(np.float64) / 100
+    lines = [",".join("abcdef"), *(",".join(f"{v:.4f}" for v in row) for row in x)]
+    (tmp_path / "far.csv").write_text("\n".join(lines))
+    data = sf.data.load(tmp_path / "far.csv", Options(kind="series"))
+    made = data.transform.decode(data.transform.encode(data.train.x))
+    assert torch.allclose(made, data.train.x[:, 0], rtol=0, atol=1e-6)
+    samples = type("S", (), {"x": made, "label": None})
+    text = data.transform.view.extra(samples)["samples.csv"].decode().splitlines()
+    written = np.array([[float(v) for v in line.split(",")] for line in text[1:]])
+    assert np.allclose(written, made.numpy(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("extractor", ["values", "convolutions:kernels=4"])
+def test_metrics_of_series_do_not_depend_on_where_they_lie(extractor: str) -> None:
+    x, other = (np.random.default_rng(n).standard_normal((n, 24)).cumsum(1) / 10 for n in (300, 30))
+    found = []
+    for offset in (0.0, 1e6):
+        data = series.of_arrays(offset + x, name="waves")
+        records = sf.metrics.evaluate(
+            offset + 1.1 * other, None, data, generated=UNKNOWN, extractor=extractor, names=("kernel",)
+        )
+        found.append([records[0].value, records[0].floor])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_arrays_that_are_no_series() -> None:

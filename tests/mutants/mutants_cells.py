@@ -121,6 +121,27 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"{S}::test_series_far_from_zero_keep_their_steps",),
     ),
     Mutant(
+        "series far from zero come back in float32",
+        "data/series_transform.py",
+        ".to(FORMATS[self.layout.numbers])",
+        ".to(torch.float32)",
+        (f"{S}::test_series_far_from_zero_keep_their_steps",),
+    ),
+    Mutant(
+        "series far from zero are written with seven digits",
+        "data/series_transform.py",
+        'min(7 + more, 9 if self.layout.numbers == "float32" else 17)',
+        "7",
+        (f"{S}::test_series_come_back_in_their_own_format",),
+    ),
+    Mutant(
+        "series far from zero are measured in float32",
+        "metrics/units.py",
+        "found = torch.as_tensor(np.asarray(x))\n",
+        "found = torch.as_tensor(np.asarray(x)).float()\n",
+        (f"{S}::test_metrics_of_series_do_not_depend_on_where_they_lie",),
+    ),
+    Mutant(
         "labels that the digest does not cover",
         "data/hub.py",
         "    gathered.digest.update(repr(labels).encode())",

@@ -37,6 +37,13 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"{COMPARE}::test_the_reference_begins_where_the_grid_begins",),
     ),
     Mutant(
+        "all classes in turn whatever the held-out images are",
+        "comparison/run.py",
+        "asked = _labels(model, label, units.labels(loaded, model.classes, count))",
+        "asked = _labels(model, label, list(model.classes) or None)",
+        (f"{COMPARE}::test_labels_are_those_of_held_out_images_where_these_are_not_balanced",),
+    ),
+    Mutant(
         "the coarse solution is the reference",
         "comparison/ode.py",
         "return Reference(ends[1], rms(*ends)",

@@ -92,6 +92,20 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"{PARALLEL}::test_a_process_that_is_gone_stops_the_others",),
     ),
     Mutant(
+        "a process that samples is not told why another one stopped",
+        "cli/verbs.py",
+        "model = processes.together(lambda: self.model(run))",
+        "model = self.model(run)",
+        (f"{PARALLEL}::test_what_stops_one_process_that_samples_stops_all",),
+    ),
+    Mutant(
+        "a process that stops is a traceback of those that sample",
+        "cli/verbs.py",
+        "        with leaving(processes):\n            yield processes",
+        "        assert leaving(processes)\n        yield processes",
+        (f"{PARALLEL}::test_what_stops_one_process_that_samples_stops_all",),
+    ),
+    Mutant(
         "one process trains where the one before it trained",
         "training/parallel.py",
         "    if launch.count() == 1:\n        return Processes(device=wanted)\n",

@@ -186,6 +186,20 @@ MUTANTS: tuple[Mutant, ...] = (
         (f"{S}::test_wide_and_long_tables",),
     ),
     Mutant(
+        "data of every kind are stored as images",
+        "data/rows.py",
+        '"kind": self.kind,',
+        '"kind": "images",',
+        ("tests/test_data.py::test_all_kinds_of_data_describe_themselves_alike",),
+    ),
+    Mutant(
+        "no label is the first class",
+        "nets/stages.py",
+        "torch.full(t.shape, net.label.num_embeddings - 1,",
+        "torch.full(t.shape, 0 * net.label.num_embeddings,",
+        (f"{S}::test_the_network_of_series", "tests/test_unet.py"),
+    ),
+    Mutant(
         "series continued by zeros",
         "nets/unet1d.py",
         'padded = F.pad(x, (0, -length % self.divisor), mode="replicate")',

@@ -17,6 +17,7 @@ from typing import Any, final
 from sfumato.bakeoff.parts import machine
 from sfumato.bakeoff.plan import RUNS, Entry, Terms, check, entries
 from sfumato.errors import Refusal
+from sfumato.words import duration
 
 FORMAT = 1
 RESULTS, SHOWN = "results", "samples"
@@ -136,11 +137,6 @@ def bakeoff(
 
 def _silent(line: str) -> None:
     """Says nothing."""
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def stored(out: Path) -> list[Result]:

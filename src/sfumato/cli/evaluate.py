@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, final
 
 from sfumato import launch
-from sfumato.cli.verbs import Job, append_records, check_free
+from sfumato.cli import kinds
+from sfumato.cli.verbs import Job, append_records, check_free, save
 from sfumato.errors import Refusal
 
 #: How many samples are evaluated unless told otherwise (or as many as there are training samples).
 EVALUATED = 2000
-#: The picture of samples beside their nearest training images.
-NEIGHBOURS = "neighbours.png"
 
 
 @final
@@ -62,23 +61,18 @@ def evaluate_run(run: Path, job: Job, out: Path | None, look: Look) -> None:
     from sfumato import data
     from sfumato.training.diffusion import read_config
 
-    if out is not None:
-        check_free(out)
-    before = earlier(look)
-    config = read_config(run)
-    loaded = data.reload(config["data"])
-    if look.fail_above is not None:
-        _refuse_unjudged(run, job, look, loaded.kind, before)
-    if loaded.kind == "text" and look.default:
-        from sfumato.cli.text import evaluate_text_run
+    def check() -> tuple[list[Any], dict[str, Any]]:
+        if out is not None:
+            check_free(out)
+        return earlier(look), read_config(run)
 
-        records = evaluate_text_run(run, job, out)
-    elif loaded.kind in ("table", "series") and look.default:
-        from sfumato.cli.rows import evaluate_rows_run
-
-        records = evaluate_rows_run(run, job, out, loaded)
-    else:
-        records = _evaluated(run, job, out, look, loaded)
+    with job.shared() as processes:
+        before, config = processes.together(check)
+        loaded = processes.in_turn(lambda: data.reload(config["data"]))  # the first may have to fetch it
+        if look.fail_above is not None:
+            _refuse_unjudged(run, job, look, loaded.kind, before)
+        usual = kinds.of(loaded.kind).usual if look.default else None
+        records = _evaluated(run, job, out, look, loaded) if usual is None else usual(run, job, out, loaded)
     if launch.rank() == 0:
         judge(before, records, look)
 
@@ -87,9 +81,8 @@ def _refuse_unjudged(run: Path, job: Job, look: Look, kind: str, before: Sequenc
     """Raises :class:`Refusal` where nothing that ``--fail-above`` asks about will have a standard error."""
     from sfumato.metrics import catalogue, drift
 
-    names: Sequence[str] = look.names() or catalogue.DEFAULTS[kind]
-    if look.default and kind in ("table", "series", "text"):
-        names = ("bits-per-character",) if kind == "text" and job.model(run).parts.likelihood is not None else ()
+    names = kinds.of(kind).judged(run, job) if look.default else look.names()
+    names = catalogue.DEFAULTS[kind] if names is None else names
     usual = ",".join(catalogue.DEFAULTS[kind])
     if not names:
         raise Refusal(
@@ -106,16 +99,12 @@ def _refuse_unjudged(run: Path, job: Job, look: Look, kind: str, before: Sequenc
 def _evaluated(run: Path, job: Job, out: Path | None, look: Look, loaded: Any) -> list[Any]:
     """The records of fresh samples of a run."""
     from sfumato import metrics
-    from sfumato.metrics.evaluate import DIGITS
 
-    if loaded.kind == "text":
-        from sfumato.cli.text import own_text
-
-        loaded = own_text(run, job.model(run).transform)
+    kind = kinds.of(loaded.kind)
+    loaded = kind.read(run, job, loaded)
     extractor, _ = metrics.evaluate_with(loaded, look.extractor, look.names())
     names: Sequence[str] | None = look.names()
-    if look.extractor is None and loaded.kind == "images" and loaded.classes != DIGITS and launch.rank() == 0:
-        print("note: digit-net learned on digits; --extractor mobilenet looks at images of anything")
+    kind.note(look, loaded)
     if names is None:
         names, small = metrics.fitting(loaded, extractor)
         if small and launch.rank() == 0:
@@ -127,30 +116,23 @@ def _evaluated(run: Path, job: Job, out: Path | None, look: Look, loaded: Any) -
     samples = job.samples(run, loaded).noting({"run": str(run)})
     if launch.rank() > 0:
         return []
-    if out is not None:
-        samples.save(out)
-        print(f"{out}: {samples.view.file}, samples.npz, samples.json")
+    save(samples, out)
     return measured(run, samples, loaded, extractor, names)
 
 
 def measured(
     run: Path, samples: Any, data: Any, extractor: Any = None, names: Sequence[str] | None = None
 ) -> list[Any]:
-    """Measure samples against ``data``: the table, the records in ``RUN/metrics.jsonl``, ``RUN/neighbours.png``."""
+    """Measure samples against ``data``: the table, the records in ``RUN/metrics.jsonl``, of images
+    ``RUN/neighbours.png``."""
     from sfumato import metrics
-    from sfumato.metrics import neighbours
-    from sfumato.training.pictures import save_png
 
     records = metrics.evaluate(
         samples.x, samples.index(), data, generated=metrics.made(samples.record), extractor=extractor, names=names
     )
     print(metrics.table(records))
     append_records(run, records)
-    if data.kind == "images":
-        save_png(neighbours.panel_of(samples.x, data), run / NEIGHBOURS)
-        print(f"{run / NEIGHBOURS}: the samples that are nearest to training images, each beside its three nearest")
-        for line in neighbours.of_records(records, int(data.spec()["train"])):
-            print(f"warning: {line}")
+    kinds.of(data.kind).beside(run, samples, data, records)
     return records
 
 

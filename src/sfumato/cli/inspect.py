@@ -35,26 +35,26 @@ def inspect_data(loaded: Any, sheet: Path | None, html: Path | None) -> None:
     """The report of a data set; images also as a contact sheet; a page where one is asked for."""
     from rich.console import Console
 
-    from sfumato import data
+    from sfumato.cli import kinds
     from sfumato.data.folder import require_outside
     from sfumato.reports import data as page
 
-    images = loaded.kind == "images"
-    if sheet is not None and not images:
+    draw = kinds.of(loaded.kind).sheet
+    if sheet is not None and draw is None:
         raise Refusal(f"--sheet shows images, and {loaded.name} holds {loaded.kind}; leave it out")
     path = sheet or Path(f"{Path(loaded.name).stem}-sheet.png")
-    if images and path.exists():
+    if draw is not None and path.exists():
         raise Refusal(f"{path} exists already and is kept; give another --sheet FILE")
-    for file, option in ((path if images else None, "--sheet FILE"), (html, "--html FILE")):
+    for file, option in ((None if draw is None else path, "--sheet FILE"), (html, "--html FILE")):
         if file is not None:
             require_outside(file, loaded.name, option)
     report = loaded.report()
-    if images:
-        data.contact_sheet(loaded.train, path)
+    if draw is not None:
+        draw(loaded, path)
     if html is not None:
         page.write(loaded, report, html)
     Console(highlight=False).print(report)
-    if images:
+    if draw is not None:
         print(f"\ncontact sheet: {path}")
     if html is not None:
         print(f"page: {html}")

@@ -17,22 +17,18 @@ from sfumato import launch
 EVALUATED = 1000
 
 
-def evaluate_rows_run(run: Path, job: Any, out: Path | None, data: Any) -> list[Any]:
-    """Sample, save where asked, measure against the held-out split; the records, appended to ``RUN/metrics.jsonl``."""
+def evaluate_rows_run(run: Path, job: Any, out: Path | None, data: Any, measure: Callable[..., list[Any]]) -> list[Any]:
+    """Sample, save where asked, ``measure`` against the held-out split; the records, appended to
+    ``RUN/metrics.jsonl``."""
     from sfumato import metrics
-    from sfumato.cli.verbs import append_records
-    from sfumato.metrics.rows import evaluate_table
-    from sfumato.metrics.series import evaluate_series
+    from sfumato.cli.verbs import append_records, save
 
     n = EVALUATED if job.n is None else job.n
     samples = replace(job, n=n).samples(run, data).noting({"run": str(run)})
     if launch.rank() > 0:
         return []
-    if out is not None:
-        samples.save(out)
-        print(f"{out}: {samples.view.file}, samples.npz, samples.json")
-    measure: dict[str, Callable[..., list[Any]]] = {"table": evaluate_table, "series": evaluate_series}
-    found = measure[data.kind](samples.x, data, generated=metrics.made(samples.record))
+    save(samples, out)
+    found = measure(samples.x, data, generated=metrics.made(samples.record))
     print(metrics.table(found))
     append_records(run, found)
     return found

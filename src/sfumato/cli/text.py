@@ -5,7 +5,6 @@ The contract: nothing here changes what is sampled; where standard output is no 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +73,7 @@ def evaluate_text_run(run: Path, job: Any, out: Path | None) -> list[Any]:
     from dataclasses import replace
 
     from sfumato import metrics
+    from sfumato.cli.verbs import append_records, save
     from sfumato.likelihood.text import bits_per_character
     from sfumato.metrics.text import evaluate_text
 
@@ -85,12 +85,8 @@ def evaluate_text_run(run: Path, job: Any, out: Path | None) -> list[Any]:
     samples = job.samples(run).noting({"run": str(run)})
     if launch.rank() > 0:
         return []
-    if out is not None:
-        samples.save(out)
-        print(f"{out}: samples.txt, samples.npz, samples.json")
+    save(samples, out)
     records += evaluate_text(list(samples), data, generated=metrics.made(samples.record))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(json.dumps(record.to_json()) + "\n" for record in records)
     print(metrics.table(records))
-    print(f"appended to {run / 'metrics.jsonl'}")
+    append_records(run, records)
     return records

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -79,41 +80,34 @@ class Job:
         from sfumato.cli.text import live
         from sfumato.metrics import units
 
-        model = self.model(run)
+        processes = self.processes()
+        model = processes.together(lambda: self.model(run))
+        weak = processes.together(self.weak)
         n = self.n if self.n is not None else 8 * len(model.classes) or 64
         usual = list(model.classes) if data is None else units.labels(data, model.classes, n)
         label = self.label or usual or None
         with live(model) as watch:
-            return self._sampled(model, n, label, watch)
-
-    def _sampled(self, model: Any, n: int, label: Any, watch: Any) -> Any:
-        return model.sample(
-            n,
-            label=label,
-            guidance=self.guidance,
-            interval=self.interval,
-            sampler=self.sampler,
-            steps=self.steps,
-            grid=self.grid,
-            seed=self.seed,
-            batch=self.batch,
-            autoguide=self.weak(),
-            threshold=self.threshold,
-            prompt=self.prompt,
-            infill=self.infill,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            watch=watch,
-            processes=self.processes(),
-        )
+            return model.sample(
+                n, label=label, guidance=self.guidance, interval=self.interval, sampler=self.sampler, steps=self.steps,
+                grid=self.grid, seed=self.seed, batch=self.batch, autoguide=weak, threshold=self.threshold,
+                prompt=self.prompt, infill=self.infill, temperature=self.temperature, top_p=self.top_p, watch=watch,
+                processes=processes,
+            )  # fmt: skip
 
     def processes(self) -> Any:
-        """The processes that were launched with this one, to share samples out among; None where there is one."""
-        if launch.count() == 1:
-            return None
-        from sfumato.training.parallel import join
+        """The processes that were launched with this one, to share samples out among."""
+        from sfumato.training.parallel import ALONE, join
 
-        return join(self.device)
+        return ALONE if launch.count() == 1 else join(self.device)
+
+    @contextmanager
+    def shared(self) -> Iterator[Any]:
+        """The work of the :meth:`processes`: where one of them stops, the others do, each with a line of its own."""
+        from sfumato.training.parallel import leaving
+
+        processes = self.processes()
+        with leaving(processes):
+            yield processes
 
 
 # ------------------------------------------------------------------------------------------------------------ train
@@ -190,10 +184,15 @@ def sample_run(run: Path, job: Job, out: Path | None, png: bool = False) -> None
     from sfumato.training.diffusion import read_config
 
     target = out or new_folder_for(run)
-    check_free(target)
-    if png and (kind := read_config(run)["data"].get("kind", "images")) != "images":
-        raise Refusal(f"--png writes images, and {run} makes {kind}; leave it out")
-    samples = job.samples(run).noting({"run": str(run)})
+
+    def check() -> None:
+        check_free(target)
+        if png and (kind := read_config(run)["data"].get("kind", "images")) != "images":
+            raise Refusal(f"--png writes images, and {run} makes {kind}; leave it out")
+
+    with job.shared() as processes:
+        processes.together(check)
+        samples = job.samples(run).noting({"run": str(run)})
     samples = replace(samples, view=ImageFiles()) if png else samples
     if launch.rank() > 0:
         return
@@ -208,6 +207,13 @@ def sample_run(run: Path, job: Job, out: Path | None, png: bool = False) -> None
 
         show(samples)
     print(f"{target}: {samples.view.file}, samples.npz, samples.json")
+
+
+def save(samples: Any, out: Path | None) -> None:
+    """Save samples where it is asked for, and say so."""
+    if out is not None:
+        samples.save(out)
+        print(f"{out}: {samples.view.file}, samples.npz, samples.json")
 
 
 def append_records(run: Path, records: Sequence[Any]) -> None:

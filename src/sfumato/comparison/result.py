@@ -133,7 +133,8 @@ class Comparison:
     def heading(self) -> str:
         """What all cells share, in a line."""
         s = self.settings
-        label = "no labels" if s["label"] is None else f"{len(s['label'])} labels in turn"
+        labels = s["label"]
+        label = f"{len(labels)} labels in turn" if isinstance(labels, list) else f"labels {labels or 'none'}"
         grid = "" if self._grids() or not self.cells else f", grid {self.cells[0].grid}"
         return (
             f"{s['recipe']} on {s['data']}, n {s['n']}, {label}, guidance {s['guidance']:g}, seeds from {s['seed']}"

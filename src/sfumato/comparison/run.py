@@ -26,6 +26,7 @@ from sfumato.comparison.result import Cell, Comparison, read
 from sfumato.data.loading import load as load_data
 from sfumato.data.sets import Data
 from sfumato.errors import Refusal
+from sfumato.metrics import units
 from sfumato.metrics.evaluate import Reference, limits, made, measure
 from sfumato.metrics.records import Record
 from sfumato.processes.gaussian import Gaussian
@@ -33,12 +34,15 @@ from sfumato.processes.interpolant import Interpolant
 from sfumato.samplers import trajectory
 from sfumato.training.files import make_folder, pack_tensors, to_json, write_bytes
 from sfumato.training.sampling import Plan, carry_out, draw, plan, sampling_record
+from sfumato.words import duration
 
 #: How many samples are measured unless told otherwise (or as many as there are training images).
 MEASURED = 2000
 #: How many end points are compared with the ODE's unless told otherwise.
 SOLVED = 64
 
+#: What settings say of labels that are those of held-out images.
+AS_HELD_OUT = "as held out"
 #: How the ODE is solved unless told otherwise.
 REFERENCE = ODE()
 
@@ -52,10 +56,14 @@ class Interrupted(KeyboardInterrupt):
 @final
 @dataclass(frozen=True)
 class Job:
-    """What all cells of a comparison share of a sampling job; ``label`` None takes all classes in turn."""
+    """What all cells of a comparison share of a sampling job.
+
+    ``label``: what is asked for in turn, None without labels; ``told``: what the settings say of it.
+    """
 
     n: int
-    label: str | int | Sequence[str | int] | None
+    label: list[str] | None
+    told: list[str] | str | None
     guidance: float | None
     interval: tuple[float, float] | None
     seed: int
@@ -72,16 +80,25 @@ class Job:
         choices: Sequence[str | None] = spec.split(grids) if isinstance(grids, str) else list(grids or [None])
         if not names or not steps:
             raise Refusal("nothing to compare: give at least one sampler and one number of steps")
-        label = self.label if self.label is not None else (list(model.classes) or None)
         found: dict[tuple[str, str, int], Plan] = {}
         for count, grid, name in itertools.product(sorted(steps), choices, names):
             job = plan(
-                model, self.n, label, guidance=self.guidance, interval=self.interval, sampler=name, steps=count,
+                model, self.n, self.label, guidance=self.guidance, interval=self.interval, sampler=name, steps=count,
                 grid=grid, seed=self.seed, autoguide=self.autoguide, threshold=self.threshold,
             )  # fmt: skip
             trajectory(model.denoiser, model.process, job.sampler, job.times, None)  # refuses what does not fit
             found[_key(job)] = job
         return list(found.values())
+
+
+def _labels(
+    model: Any, label: str | int | Sequence[str | int] | None, usual: list[str] | None
+) -> tuple[list[str] | None, list[str] | str | None]:
+    """What is asked for in turn (``label``, else the ``usual``), and what the settings say of it."""
+    if label is not None:
+        given = [str(name) for name in ([label] if isinstance(label, str | int) else label)]
+        return given, given
+    return usual, usual if usual is None or usual == list(model.classes) else AS_HELD_OUT
 
 
 def _key(job: Plan) -> tuple[str, str, int]:
@@ -162,7 +179,8 @@ def compare(
     """Measure ``n`` samples (2000) of every sampler at every number of steps against ``data``, from the same noise.
 
     ``samplers``: names with settings, such as ``["heun", "ddim:eta=0.5"]``; ``grids``: the run's own unless given, each
-    is combined with each sampler; ``label``: all classes in turn unless given; ``autoguide``, ``threshold``: as for
+    is combined with each sampler; ``label``: taken in turn, unless given all classes, or those of held-out images
+    where these are not balanced (:func:`sfumato.metrics.units.labels`); ``autoguide``, ``threshold``: as for
     :meth:`~sfumato.training.diffusion.Diffusion.sample`.  ``out``: a folder for the results, in
     which an interrupted comparison of the same settings continues; ``tell`` is called with a line of progress.  Raises
     :class:`Refusal` before any work for whatever does not fit, and :class:`Interrupted` on Ctrl-C, with everything
@@ -177,7 +195,8 @@ def compare(
         raise Refusal(f"n={count}: {loaded.name} can be evaluated with {least} to {most} samples")
     if list(loaded.shape) != list(model.data["shape"]):
         raise Refusal(f"{loaded.name} has images {list(loaded.shape)}, the model makes {list(model.data['shape'])}")
-    shared = Job(count, label, guidance, interval, seed, batch, autoguide, threshold)
+    asked = _labels(model, label, units.labels(loaded, model.classes, count))
+    shared = Job(count, *asked, guidance, interval, seed, batch, autoguide, threshold)
     jobs = shared.plans(model, samplers, steps, grids)
     settings = _settings(model, jobs[0], shared) | {
         "measure": "quality", "floor": "real images", "data": loaded.name, "data_sha256": loaded.sha256,
@@ -210,7 +229,8 @@ def compare_with_ode(
     """
     if not isinstance(model.process, Gaussian | Interpolant) or model.parts.codec is not None:
         raise Refusal(f"recipe {model.recipe!r} has no probability-flow ODE of its data to compare with")
-    shared = Job(n, label, guidance, interval, seed, batch, autoguide, threshold)
+    asked = _labels(model, label, list(model.classes) or None)
+    shared = Job(n, *asked, guidance, interval, seed, batch, autoguide, threshold)
     planned = shared.plans(model, samplers, steps, grids)
     left_out = stochastic(planned)
     jobs = [job for job in planned if job.sampler_name not in left_out]
@@ -234,7 +254,6 @@ def _weights(model: Any) -> str:
 
 def _settings(model: Any, job: Plan, shared: Job) -> dict[str, Any]:
     """All that decides a cell beside its sampler, grid and steps, and where its seconds were measured."""
-    label = shared.label if shared.label is not None else (list(model.classes) or None)
     return {
         "measure": "",
         "recipe": model.recipe,
@@ -243,7 +262,7 @@ def _settings(model: Any, job: Plan, shared: Job) -> dict[str, Any]:
         "weights": model.weights,
         "weights_sha256": _weights(model),
         "n": job.n,
-        "label": [str(name) for name in ([label] if isinstance(label, str | int) else label)] if label else None,
+        "label": shared.told,
         "guidance": float(job.guidance),
         "interval": None if job.interval is None else list(job.interval),
         "autoguide": None if job.weak is None else _weights(job.weak),
@@ -306,7 +325,7 @@ def _carry_out(
             left = (time.perf_counter() - began) * (total / spent - 1)
             if folder is not None:
                 write_bytes(folder / "compare.json", to_json(so_far().to_json()))
-            tell(f"[{done}/{len(waiting)}] {_line(cell)}" + (f"; about {_minutes(left)} left" if left > 0 else ""))
+            tell(f"[{done}/{len(waiting)}] {_line(cell)}" + (f"; about {duration(left)} left" if left > 0 else ""))
     except KeyboardInterrupt:
         if folder is None:
             raise Interrupted(f"stopped with {len(cells)} of {len(jobs)} cells done") from None
@@ -353,7 +372,3 @@ def _line(cell: Cell) -> str:
 
 
 _TOLD = ("frechet", "label-accuracy", "ode-distance")
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -40,8 +40,8 @@ MEND = "save it with numpy.savez(path, x=images, label=labels)"
 def read(path: Path, options: Options) -> Data:
     """The images of a file, one in ten held out.  Raises :class:`Refusal` for what cannot be read as images."""
     blob = read_bytes(path)
-    stored, label = _stored(path, blob)
-    x, notes = _levels(path, _channels_last(path, stored))
+    own, label = stored(path, blob)
+    x, notes = _levels(path, _channels_last(path, own))
     index, classes = (None, ()) if label is None else _labels(path, label, len(x))
     pixels = relaid(x, options, str(path))
     if x.shape[3] in (2, 4):
@@ -58,7 +58,7 @@ def read(path: Path, options: Options) -> Data:
         options=options,
         reading=Reading(
             sizes=((x.shape[1:3], len(x)),),
-            modes=((f"{stored.dtype} {list(stored.shape)}", len(x)),),
+            modes=((f"{own.dtype} {list(own.shape)}", len(x)),),
             notes=tuple(notes),
         ),
     )
@@ -113,8 +113,10 @@ def held_out(
     return np.flatnonzero(~test), np.flatnonzero(test)
 
 
-def _stored(path: Path, blob: bytes) -> tuple[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."] | None]:
-    """``x`` and ``label`` of a file as they are."""
+def stored(
+    path: Path, blob: bytes, mend: str = MEND
+) -> tuple[Shaped[np.ndarray, "..."], Shaped[np.ndarray, "..."] | None]:
+    """``x`` and ``label`` of a file as they are.  Raises :class:`Refusal`, which says ``mend``, for anything else."""
     try:
         archive = np.load(io.BytesIO(blob), allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -123,13 +125,13 @@ def _stored(path: Path, blob: bytes) -> tuple[Shaped[np.ndarray, "..."], Shaped[
             keys = list(archive.keys())
             if "x" not in keys or set(keys) - {"x", "label"}:
                 held = ", ".join(sorted(keys)) or "nothing"
-                raise Refusal(f"{path} holds {held}; it must hold x and, optionally, label; {MEND}")
+                raise Refusal(f"{path} holds {held}; it must hold x and, optionally, label; {mend}")
             return archive["x"], archive["label"] if "label" in keys else None
     except Refusal:
         raise
     except DAMAGE as error:
         why = "it holds Python objects" if "pickle" in str(error) else "it is damaged or no NumPy file"
-        raise Refusal(f"cannot read {path}: {why}; {MEND}") from None
+        raise Refusal(f"cannot read {path}: {why}; {mend}") from None
 
 
 def _channels_last(path: Path, x: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "n h w c"]:

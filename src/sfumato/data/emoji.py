@@ -19,6 +19,8 @@ import torch
 from jaxtyping import UInt8
 
 from sfumato.data.cards import checked, read_card
+from sfumato.data.images import relaid
+from sfumato.data.options import INFER, Options
 from sfumato.data.sets import Data, Split
 from sfumato.data.transforms import Uint8Image
 from sfumato.errors import Refusal
@@ -79,8 +81,11 @@ def captions() -> dict[str, tuple[str, ...]]:
     return {part: tuple(every[k] for k in np.flatnonzero(chosen)) for part, chosen in parts.items()}
 
 
-def load(name: str) -> Data:
-    """``emoji-32`` or ``emoji-64``.  Raises :class:`Refusal` for another name, and where the files are damaged."""
+def load(name: str, options: Options = INFER) -> Data:
+    """``emoji-32`` or ``emoji-64``, brought to another resolution where ``options`` say so.
+
+    Raises :class:`Refusal` for another name, and where the files are damaged.
+    """
     if name not in SIDES:
         raise Refusal(f"unknown emoji {name!r}; there are {' and '.join(SIDES)}")
     card, every, label = _listed()
@@ -89,7 +94,7 @@ def load(name: str) -> Data:
     test = held_out(label)
 
     def split(chosen: np.ndarray) -> Split:
-        return Split(torch.from_numpy(x[chosen]).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(label[chosen]))
+        return Split(torch.from_numpy(relaid(x[chosen], options, name)), torch.from_numpy(label[chosen]))
 
     return Data(
         name=name,
@@ -100,4 +105,5 @@ def load(name: str) -> Data:
         source=str(card["source"]),
         licence=str(card["licence"]),
         sha256=str(card["sha256"]),
+        options=options,
     )

@@ -60,7 +60,7 @@ def _points(name: str, options: Options) -> Any:
 
 #: Every set that has a name, by what it holds.
 FAMILIES: tuple[Family, ...] = (
-    Family("images", image_names, lambda name, options: _embedded(name, options), ("resolution", "crop")),
+    Family("images", image_names, lambda name, options: _embedded(name, options), named.RELAID),
     Family("text", _text_names, _text),
     Family("points", _point_names, _points),
     *named.FAMILIES,

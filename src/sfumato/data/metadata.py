@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from sfumato.data.cards import read_bytes
 from sfumato.errors import Refusal, nearest
 
 #: What the table is called.
@@ -70,9 +71,7 @@ def read(folder: Path, column: str | None) -> Table:
 def _rows(path: Path) -> tuple[Sequence[str], Iterator[tuple[int, Mapping[str, Any]]]]:
     """The names of the columns, and every row with the number of its line."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); check its permissions") from None
+        text = read_bytes(path, "check its permissions").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refusal(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     rows = _csv(path, text) if path.suffix == ".csv" else _jsonl(path, text)

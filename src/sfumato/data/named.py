@@ -15,6 +15,8 @@ from sfumato.data.options import Options
 #: Where a set is: in the package, in the cache, still in its registry, or nowhere because code makes it.
 EMBEDDED, CACHED, FETCHED, MADE = "embedded", "fetched (in the cache)", "fetched on first use", "made by code"
 OWN = "made by this library's own code"
+#: The options that images with a name have a use for: all of them are opaque and readable, and have their classes.
+RELAID = ("resolution", "crop")
 #: Points of a toy density, of which one in ten is held out, and the seed they are drawn with.
 POINTS, SEED = 11_000, 5
 #: The electrocardiogram: values of the file that are averaged into one (250 a second), values of a window, where the
@@ -56,7 +58,7 @@ def _emoji_names() -> tuple[str, ...]:
 def _emoji(name: str, options: Options) -> Any:
     from sfumato.data import emoji
 
-    return emoji.load(name)
+    return emoji.load(name, options)
 
 
 def _photo_names() -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def _photo_names() -> tuple[str, ...]:
 def _photos(name: str, options: Options) -> Any:
     from sfumato.data import photos
 
-    return photos.load(name)
+    return photos.load(name, options)
 
 
 def _fashion_names() -> tuple[str, ...]:
@@ -140,7 +142,7 @@ def _ecg(waveform: Any, record: dict[str, Any]) -> Any:
         train=train,
         test=test,
         classes=(),
-        transform=SeriesTransform.of(train.x, Layout(flat=False)),
+        transform=SeriesTransform.of(train.x, Layout(flat=False, numbers="float32")),
         notes=("windows of 1 s at 250 Hz, in mV; training windows overlap, held-out ones are from the last 2 s",),
         **record,
     )
@@ -164,9 +166,9 @@ def _toys(name: str, options: Options) -> Any:
 
 #: The sets of this module; :data:`sfumato.data.loading.FAMILIES` has all.
 FAMILIES: tuple[Family, ...] = (
-    Family("images", _emoji_names, _emoji),
-    Family("images", _fashion_names, _fashion, ("resolution", "crop")),
-    Family("images", _photo_names, _photos),
+    Family("images", _emoji_names, _emoji, RELAID),
+    Family("images", _fashion_names, _fashion, RELAID),
+    Family("images", _photo_names, _photos, RELAID),
     Family("series", _series_names, _series),
     Family("table", _toy_names, _toys),
 )

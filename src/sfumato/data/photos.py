@@ -22,6 +22,8 @@ from torch import Tensor
 
 from sfumato.data.cards import checked, read_card
 from sfumato.data.emoji import halved
+from sfumato.data.images import relaid
+from sfumato.data.options import INFER, Options
 from sfumato.data.sets import Data, Split
 from sfumato.data.transforms import Uint8Image
 from sfumato.errors import Refusal
@@ -60,30 +62,34 @@ def places(height: int, width: int, part: str, photo: int) -> Int64[Tensor, "n 2
     return (low + u * (high - low + 1)).floor().long()
 
 
-def _split(photos: list[np.ndarray], part: str, side: int) -> Split:
+def _split(photos: list[np.ndarray], part: str, name: str, options: Options) -> Split:
     crops, label = [], []
     for k, photo in enumerate(photos):
         for row, column in places(photo.shape[0], photo.shape[1], part, k).tolist():
             crops.append(photo[row : row + SIDE, column : column + SIDE])
             label.append(k)
     x = np.stack(crops)
-    x = x if side == SIDE else halved(x)
-    return Split(torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(label))
+    x = x if SIDES[name] == SIDE else halved(x)
+    return Split(torch.from_numpy(relaid(x, options, name)), torch.tensor(label))
 
 
-def load(name: str) -> Data:
-    """``photos-32`` or ``photos-64``.  Raises :class:`Refusal` for another name, and where the files are damaged."""
+def load(name: str, options: Options = INFER) -> Data:
+    """``photos-32`` or ``photos-64``, brought to another resolution where ``options`` say so.
+
+    Raises :class:`Refusal` for another name, and where the files are damaged.
+    """
     if name not in SIDES:
         raise Refusal(f"unknown photos {name!r}; there are {' and '.join(SIDES)}")
     card: dict[str, Any] = read_card("photos")
     photos = photographs(checked("photos.zip", str(card["sha256"])))
     return Data(
         name=name,
-        train=_split(photos, "train", SIDES[name]),
-        test=_split(photos, "test", SIDES[name]),
+        train=_split(photos, "train", name, options),
+        test=_split(photos, "test", name, options),
         classes=tuple(str(c) for c in card["classes"]),
         transform=Uint8Image(),
         source=str(card["source"]),
         licence=str(card["licence"]),
         sha256=str(card["sha256"]),
+        options=options,
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -19,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sfumato.data import manifolds
-from sfumato.data.rows import Dataset
+from sfumato.data.options import INFER, Options
+from sfumato.data.report import Facts
+from sfumato.data.rows import Dataset, described, tested
 from sfumato.data.views import View
 from sfumato.errors import Refusal
 
@@ -102,23 +103,6 @@ class PointSplit:
 
 
 @final
-@dataclass(frozen=True)
-class PointReport:
-    """What a set of points holds; ``str(report)`` is plain text."""
-
-    lines: Mapping[str, str]
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<12} {value}" for name, value in self.lines.items())
-
-    def __rich__(self) -> Any:
-        """The same lines, for a console."""
-        from rich.text import Text
-
-        return Text(str(self))
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class PointData:
     """A synthetic set on a manifold (:mod:`sfumato.data.manifolds`)."""
@@ -128,7 +112,11 @@ class PointData:
     test: PointSplit
     kind: ClassVar[str] = "points"
     classes: ClassVar[tuple[str, ...]] = ()
+    source: ClassVar[str] = "synthetic"
     licence: ClassVar[str] = "made by this library's own code"
+    options: ClassVar[Options] = INFER
+    held_out = tested
+    spec = described
 
     @property
     def transform(self) -> PointTransform:
@@ -154,39 +142,19 @@ class PointData:
         """The training split, as training reads it."""
         return Dataset(self.train.x, None, device)
 
-    @property
-    def held_out(self) -> PointSplit:
-        """The split that validation reads."""
-        return self.test
-
-    def spec(self) -> dict[str, Any]:
-        """What a checkpoint stores of it (JSON)."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "classes": [],
-            "transform": self.transform.to_json(),
-            "train": len(self.train),
-            "test": len(self.test),
-            "source": "synthetic",
-            "licence": self.licence,
-            "sha256": self.sha256,
-        }
-
-    def report(self) -> PointReport:
+    def report(self) -> Facts:
         """Space, count, dimension."""
         space, dof = manifolds.space(self.name), int(manifolds.space(self.name).dof(self.train.x[:1])[0])
         volume = math.exp(float(manifolds.space(self.name).log_volume(self.train.x[:1])[0]))
-        return PointReport(
-            {
-                "name": self.name,
-                "space": f"{type(space).__name__}, {dof} dimensions, volume {volume:.4g}",
-                "points": f"{len(self.train):,} train, {len(self.test):,} test, shape {list(self.shape)}",
-                "source": "synthetic: made by code from fixed seeds, nothing in it was measured",
-                "sha256": self.sha256[:16],
-            }
-        )
+        facts = [
+            ("data", self.name),
+            ("space", f"{type(space).__name__}, {dof} dimensions, volume {volume:.4g}"),
+            ("points", f"{len(self.train):,} train + {len(self.test):,} test, shape {list(self.shape)}"),
+            ("source", "synthetic: made by code from fixed seeds, nothing in it was measured"),
+            ("licence", self.licence),
+            ("sha256", self.sha256),
+        ]
+        return Facts(tuple(facts))
 
 
 def names() -> tuple[str, ...]:

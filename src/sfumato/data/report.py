@@ -154,3 +154,25 @@ class Report:
         for name, train, test in self.class_rows():
             table.add_row(Text(name), f"{train:,}", f"{test:,}")
         return Group(facts, "", table)
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """A report of facts as (what, value); ``str(report)`` is plain text."""
+
+    facts: tuple[tuple[str, str], ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """All of them."""
+        return list(self.facts)
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.facts)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts)
+
+    def __rich__(self) -> Any:
+        """The same lines, for a console."""
+        from rich.text import Text
+
+        return Text(str(self))

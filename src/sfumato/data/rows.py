@@ -4,6 +4,9 @@ The contract: ``batch(index)`` is a function of the index alone, so a resumed ru
 have read.  Rows that take time to read say ``ready = k``: :func:`ahead` then keeps ``k`` batches ready, read in order
 by one thread of their own.  Rows that are quickest to read in an order of their own (shards) give it: ``order(seed)``,
 with ``batch(step, size)`` for the indices of every batch; all others are shuffled over the whole epoch.
+
+What all kinds of data sets have alike is here, too, for each of them to take as its own: :func:`index_of`,
+:data:`tested`, :func:`by_name`, :func:`described`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from sfumato.errors import Refusal, nearest
 
 
 @runtime_checkable
@@ -53,6 +58,64 @@ class Source(Protocol):
     def spec(self) -> dict[str, Any]:
         """What a checkpoint stores of it (JSON)."""
         ...
+
+
+@runtime_checkable
+class Described(Source, Protocol):
+    """A data set that a checkpoint can say all of."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def transform(self) -> Any: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def options(self) -> Any: ...
+
+
+def index_of(self: Described, name: str) -> int:
+    """The label of the class called ``name``.  Raises :class:`Refusal` with the nearest names."""
+    if name not in self.classes:
+        raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
+    return self.classes.index(name)
+
+
+def _test(self: Any) -> Any:
+    """The split that validation reads."""
+    return self.test
+
+
+#: ``held_out`` of data whose splits are ``train`` and ``test``.
+tested = property(_test)
+
+
+def by_name(self: Any) -> dict[str, Tensor]:
+    """The ``x`` of a split, and its ``label`` where there is one, by name."""
+    return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}
+
+
+def described(self: Described) -> dict[str, Any]:
+    """What a checkpoint stores of a data set (JSON)."""
+    return {
+        "name": self.name,
+        "kind": self.kind,
+        "shape": list(self.shape),
+        "classes": list(self.classes),
+        "transform": self.transform.to_json(),
+        "train": len(self.rows(torch.device("cpu"))),
+        "test": len(self.held_out),
+        "source": self.source,
+        "licence": self.licence,
+        "sha256": self.sha256,
+        "options": self.options.to_json(),
+    }
 
 
 @final

@@ -16,8 +16,7 @@ A ``label_column`` of such a table holds the class of each series.
 from __future__ import annotations
 
 import hashlib
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -27,11 +26,12 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from sfumato.data import table_read
+from sfumato.data import arrays, table_read
+from sfumato.data.cards import read_bytes
 from sfumato.data.options import INFER, Options, refuse_unused
-from sfumato.data.packed import DAMAGE
+from sfumato.data.report import Facts
+from sfumato.data.rows import Dataset, by_name, described, index_of, tested
 from sfumato.data.series_transform import Layout, SeriesTransform, plot
-from sfumato.data.table import Facts
 from sfumato.data.table_read import RawColumn, decoded
 from sfumato.errors import Refusal, nearest
 
@@ -49,13 +49,10 @@ class SeriesSplit:
 
     x: Float[Tensor, "n c l"]
     label: Int64[Tensor, " n"] | None
+    tensors = by_name
 
     def __len__(self) -> int:
         return len(self.x)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """``x``, and ``label`` where there is one, by name."""
-        return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}
 
 
 @final
@@ -74,6 +71,9 @@ class SeriesData:
     options: Options = INFER
     licence: str = "not stated"
     kind: ClassVar[str] = "series"
+    class_index = index_of
+    held_out = tested
+    spec = described
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -81,42 +81,13 @@ class SeriesData:
         _, c, length = self.train.x.shape
         return c, length
 
-    def class_index(self, name: str) -> int:
-        """The label of the class called ``name``.  Raises :class:`Refusal` with the nearest names."""
-        if name not in self.classes:
-            raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
-        return self.classes.index(name)
-
     def prepared(self, settings: Any) -> SeriesData:
         """The data themselves: series are standardised whatever the recipe."""
         return self
 
-    def rows(self, device: torch.device) -> Any:
+    def rows(self, device: torch.device) -> Dataset:
         """The training split, as training reads it."""
-        from sfumato.data.rows import Dataset
-
         return Dataset(self.train.x, self.train.label, device)
-
-    @property
-    def held_out(self) -> SeriesSplit:
-        """The split that validation reads."""
-        return self.test
-
-    def spec(self) -> dict[str, Any]:
-        """What a checkpoint stores of it (JSON)."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "classes": list(self.classes),
-            "transform": self.transform.to_json(),
-            "train": len(self.train),
-            "test": len(self.test),
-            "source": self.source,
-            "licence": self.licence,
-            "sha256": self.sha256,
-            "options": self.options.to_json(),
-        }
 
     def report(self) -> Facts:
         """Count, shape, the scale of every channel, classes."""
@@ -164,8 +135,6 @@ def of_arrays(
     Raises :class:`Refusal` for another shape, fewer than 2 series, a missing or infinite value, and labels that do not
     go with the series.
     """
-    from sfumato.data.arrays import held_out
-
     if x.ndim not in (2, 3) or 0 in x.shape or x.dtype.kind not in "iuf":
         raise Refusal(f"{name}: x is {x.dtype} {list(x.shape)}; {MEND}")
     if len(x) < 2:
@@ -179,14 +148,15 @@ def of_arrays(
     flat = x.ndim == 2
     values = torch.from_numpy(np.ascontiguousarray(x[:, None] if flat else x).astype(np.float64))
     index, classes = (None, ()) if label is None else _classes(np.asarray(label), len(x), name)
-    train, test = held_out(len(x), index)
+    train, test = arrays.held_out(len(x), index)
 
     def split(chosen: np.ndarray) -> SeriesSplit:
         rows = torch.from_numpy(chosen)
         return SeriesSplit(values[rows], None if index is None else torch.from_numpy(index)[rows])
 
     digest = sha256 or hashlib.sha256(values.numpy().tobytes()).hexdigest()
-    made = layout or Layout(flat=flat)
+    narrow = x.dtype.kind == "f" and x.dtype.itemsize <= 4
+    made = replace(layout or Layout(flat=flat), numbers="float32" if narrow else "float64")
     return SeriesData(
         name, split(train), split(test), classes, SeriesTransform.of(values, made), source, digest, notes, options,
         licence,
@@ -212,26 +182,9 @@ def _classes(label: np.ndarray, n: int, name: str) -> tuple[Index, tuple[str, ..
 
 def _file(path: Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a file and what a data set says of it."""
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
+    blob = read_bytes(path)
     facts = {"source": f"the file {path.name}", "sha256": hashlib.sha256(blob).hexdigest()}
     return blob, {**facts, "name": str(path.resolve())}
-
-
-def _stored(path: Path) -> tuple[np.ndarray, Any] | None:
-    """``x`` and ``label`` of an array file; None where it holds something else."""
-    try:
-        archive = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            return archive, None
-        with archive:
-            if "x" not in archive or set(archive) - {"x", "label"}:
-                return None
-            return archive["x"], archive.get("label")
-    except (OSError, *DAMAGE):
-        return None
 
 
 def holds_series(path: Path, options: Options) -> bool:
@@ -240,21 +193,21 @@ def holds_series(path: Path, options: Options) -> bool:
         raise Refusal(f"kind=table: {path} holds arrays, and a table is a .csv or .parquet file; leave it out")
     if options.kind == "series":
         return True
-    found = _stored(path)
-    if found is None or found[0].dtype.kind not in "iuf":
+    try:
+        x, _ = arrays.stored(path, read_bytes(path))
+    except Refusal:  # whoever reads it says why
         return False
-    x = found[0]
+    if x.dtype.kind not in "iuf":
+        return False
     return x.ndim == 2 or (x.ndim == 3 and x.dtype.kind == "f" and not bool((np.abs(x) <= 1).all()))
 
 
 def read_arrays(path: Path, options: Options = INFER) -> SeriesData:
     """The series of an ``.npz`` or ``.npy`` file."""
     refuse_unused(options, ("kind",), f"the series in {path}")
-    _, facts = _file(path)
-    found = _stored(path)
-    if found is None:
-        raise Refusal(f"cannot read {path}: it holds no array x, or it is damaged; {MEND}")
-    return of_arrays(found[0], found[1], options=options, **facts)
+    blob, facts = _file(path)
+    x, label = arrays.stored(path, blob, MEND)
+    return of_arrays(x, label, options=options, **facts)
 
 
 def is_ucr(path: Path) -> bool:

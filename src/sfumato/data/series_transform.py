@@ -1,13 +1,15 @@
 """From the scale of a user's time series to the model's, channel by channel, and back; and how series are shown.
 
-The contract: ``decode(encode(x)) == x`` to float32's precision; every channel has mean 0 and standard deviation 0.5 in
-model units over all series of the data, and comes back on its own scale, in the layout that the series came in.
+The contract: ``decode(encode(x)) == x`` to float32's precision of a channel's own variation, wherever it lies; every
+channel has mean 0 and standard deviation 0.5 in model units over all series of the data, and comes back on its own
+scale, in the layout and the format that the series came in.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -17,12 +19,16 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from sfumato.errors import Refusal
+from sfumato.errors import Refusal, nearest
 
 #: The standard deviation in model units, that of images, too.
 SPREAD = 0.5
+#: The spread of a channel that never moves, as a share of its value.
+STILL = 1e-6
 #: Layouts: arrays, a CSV line a series, a CSV line a moment.
 LAYOUTS = ("array", "wide", "long")
+#: What the numbers of a user's series are kept in; wider or exact ones (integers, text) in float64.
+FORMATS = {"float32": torch.float32, "float64": torch.float64}
 #: How many series the plot shows.
 SHOWN = 24
 
@@ -32,21 +38,32 @@ SHOWN = 24
 class Layout:
     """How series came: ``form``, one of :data:`LAYOUTS`; ``names``: the columns of a CSV file; ``flat``: without an
     axis of channels; ``label``: the name and the place of the column that became the classes, or None; ``moments``:
-    what a long file calls the moments of a series, where all series have the same."""
+    what a long file calls the moments of a series, where all series have the same; ``numbers``: one of
+    :data:`FORMATS`."""
 
     form: str = "array"
     names: tuple[str, ...] = ()
     flat: bool = True
     label: tuple[str, int] | None = None
     moments: tuple[str, ...] = ()
+    numbers: str = "float64"
+
+    def __post_init__(self) -> None:
+        for what, value, known in (("layout", self.form, LAYOUTS), ("format", self.numbers, FORMATS)):
+            if value not in known:
+                raise Refusal(f"unknown {what} of series {value!r}; {nearest(value, known)}")
 
 
 @final
 @dataclass(frozen=True)
 class SeriesView:
-    """Series as an array ``[n, length]`` or ``[n, channels, length]``, plotted as lines."""
+    """Series as an array ``[n, length]`` or ``[n, channels, length]``, plotted as lines.
+
+    ``digits``: of a number in a CSV file.
+    """
 
     layout: Layout = field(default_factory=Layout)
+    digits: int = 7
     noun: ClassVar[str] = "series"
     file: ClassVar[str] = "samples.png"
 
@@ -67,7 +84,7 @@ class SeriesView:
         x = x[:, None] if x.ndim == 2 else x
         rows = _wide if self.layout.form == "wide" else _long
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows(x, self.layout, samples.label))
+        csv.writer(text, lineterminator="\n").writerows(rows(x, self.layout, samples.label, f".{self.digits}g"))
         return {"samples.csv": text.getvalue().encode()}
 
 
@@ -75,13 +92,9 @@ def _inserted(row: list[str], place: int, value: str) -> list[str]:
     return [*row[:place], value, *row[place:]]
 
 
-def _number(value: float) -> str:
-    return format(value, ".7g")
-
-
-def _wide(x: np.ndarray, layout: Layout, label: Sequence[str] | None) -> list[list[str]]:
+def _wide(x: np.ndarray, layout: Layout, label: Sequence[str] | None, form: str) -> list[list[str]]:
     """A line of names and a line for every series."""
-    rows = [list(layout.names), *([_number(v) for v in series[0].tolist()] for series in x)]
+    rows = [list(layout.names), *([format(v, form) for v in series[0].tolist()] for series in x)]
     if layout.label is None:
         return rows
     name, place = layout.label
@@ -89,14 +102,14 @@ def _wide(x: np.ndarray, layout: Layout, label: Sequence[str] | None) -> list[li
     return [_inserted(row, place, value) for row, value in zip(rows, values, strict=True)]
 
 
-def _long(x: np.ndarray, layout: Layout, label: Sequence[str] | None) -> list[list[str]]:
+def _long(x: np.ndarray, layout: Layout, label: Sequence[str] | None, form: str) -> list[list[str]]:
     """A line of names and a line for every moment of every series, numbered from 1."""
     header = list(layout.names)
     rows = [header if layout.label is None else _inserted(header, layout.label[1], layout.label[0])]
     for k, series in enumerate(x):
         for m, values in enumerate(series.T.tolist()):
             moment = layout.moments[m] if layout.moments else str(m)
-            row = [str(k + 1), moment, *map(_number, values)]
+            row = [str(k + 1), moment, *(format(v, form) for v in values)]
             value = "" if label is None else label[k]
             rows.append(row if layout.label is None else _inserted(row, layout.label[1], value))
     return rows
@@ -146,18 +159,19 @@ class SeriesTransform:
         x = x.double()
         centre = x.mean((0, 2))
         std = (x - centre[:, None]).square().mean((0, 2)).sqrt()
-        least = 1e-6 * centre.abs().clamp(min=1.0)
+        least = STILL * centre.abs().clamp(min=1.0)
         spread = torch.where(std > 0, std / SPREAD, least)
         return SeriesTransform(tuple(centre.tolist()), tuple(spread.tolist()), layout)
 
     @staticmethod
     def stored(
         centre: Sequence[float], spread: Sequence[float], form: str, names: Sequence[str], flat: bool,
-        label: Sequence[Any] | None, moments: Sequence[str],
+        label: Sequence[Any] | None, moments: Sequence[str], numbers: str = "float32",
     ) -> SeriesTransform:  # fmt: skip
-        """The transform that ``to_json`` described."""
+        """The transform that ``to_json`` described (without ``numbers`` in runs of older versions)."""
         own = None if label is None else (str(label[0]), int(label[1]))
-        return SeriesTransform(tuple(centre), tuple(spread), Layout(form, tuple(names), flat, own, tuple(moments)))
+        layout = Layout(form, tuple(names), flat, own, tuple(moments), numbers)
+        return SeriesTransform(tuple(centre), tuple(spread), layout)
 
     def _shaped(self, values: tuple[float, ...], x: Tensor) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=x.device)[:, None]
@@ -166,8 +180,8 @@ class SeriesTransform:
         """Series in model units."""
         return ((x.double() - self._shaped(self.centre, x)) / self._shaped(self.spread, x)).to(torch.float32)
 
-    def decode(self, x: Float[Tensor, "b c l"]) -> Float32[Tensor, "b l"] | Float32[Tensor, "b c l"]:
-        """Series on the user's scale, float32 on the CPU: ``[b, length]`` where they came without channels.
+    def decode(self, x: Float[Tensor, "b c l"]) -> Float[Tensor, "b l"] | Float[Tensor, "b c l"]:
+        """Series on the user's scale and in their format, on the CPU: ``[b, length]`` where they came without channels.
 
         Raises :class:`Refusal` where a value is not finite.
         """
@@ -175,13 +189,15 @@ class SeriesTransform:
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).flatten(1).any(1).sum())
             raise Refusal(f"{bad} of {len(x)} series have non-finite values; sample with more steps or less guidance")
-        found = (x * self._shaped(self.spread, x) + self._shaped(self.centre, x)).to(torch.float32)
+        found = (x * self._shaped(self.spread, x) + self._shaped(self.centre, x)).to(FORMATS[self.layout.numbers])
         return found[:, 0] if self.layout.flat else found
 
     @property
     def view(self) -> SeriesView:
         """Lines."""
-        return SeriesView(self.layout)
+        scales = [(abs(c), s) for c, s in zip(self.centre, self.spread, strict=True) if s != STILL * max(1.0, abs(c))]
+        more = max((math.ceil(math.log10(1 + centre / spread)) for centre, spread in scales), default=0)
+        return SeriesView(self.layout, min(7 + more, 9 if self.layout.numbers == "float32" else 17))
 
     def to_json(self) -> dict[str, Any]:
         """Its name and settings."""
@@ -189,5 +205,5 @@ class SeriesTransform:
         return {
             "name": "series", "centre": list(self.centre), "spread": list(self.spread), "form": own.form,
             "names": list(own.names), "flat": own.flat, "label": None if own.label is None else list(own.label),
-            "moments": list(own.moments),
+            "moments": list(own.moments), "numbers": own.numbers,
         }  # fmt: skip

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from sfumato.data.options import Options
 from sfumato.data.report import Reading, Report
-from sfumato.data.rows import Dataset
+from sfumato.data.rows import Dataset, by_name, described, index_of, tested
 from sfumato.data.transforms import Transform, Uint8Image
-from sfumato.errors import Refusal, nearest
 
 #: A page shows this many classes.
 PAGE_ROWS = 40
@@ -32,13 +31,10 @@ class Split:
 
     x: UInt8[Tensor, "n c h w"]
     label: Int64[Tensor, " n"] | None
+    tensors = by_name
 
     def __len__(self) -> int:
         return len(self.x)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """``x``, and ``label`` where there is one, by name."""
-        return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}
 
     def counts(self, classes: int) -> tuple[int, ...]:
         """How many images of every class there are; empty without labels."""
@@ -64,18 +60,14 @@ class Data:
     options: Options = Options()
     reading: Reading = Reading()
     kind: ClassVar[str] = "images"
+    class_index = index_of
+    held_out = tested
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)`` of one image."""
         _, c, h, w = self.train.x.shape
         return c, h, w
-
-    def class_index(self, name: str) -> int:
-        """The label of the class called ``name``.  Raises :class:`Refusal` with the nearest names."""
-        if name not in self.classes:
-            raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
-        return self.classes.index(name)
 
     def standardised(self) -> Data:
         """The same data, whose model units have mean 0 and standard deviation 0.5 over the training images."""
@@ -89,26 +81,9 @@ class Data:
         """The training split, as training reads it."""
         return Dataset(self.train.x, self.train.label, device)
 
-    @property
-    def held_out(self) -> Split:
-        """The split that validation reads."""
-        return self.test
-
     def spec(self) -> dict[str, Any]:
-        """What a checkpoint stores of it (JSON)."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "classes": list(self.classes),
-            "transform": self.transform.to_json(),
-            "train": len(self.train),
-            "test": len(self.test),
-            "source": self.source,
-            "licence": self.licence,
-            "sha256": self.sha256,
-            "options": self.options.to_json(),
-            "notes": dict(self.reading.notes),
-        }
+        """What a checkpoint stores of it (JSON), with what was done to a user's files."""
+        return described(self) | {"notes": dict(self.reading.notes)}
 
     def pictures(self) -> list[tuple[str, bytes]]:
         """PNG files for a page, each with its title: training images, held-out images."""

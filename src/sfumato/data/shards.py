@@ -34,11 +34,12 @@ from torch import Tensor
 from sfumato.data.images import Header, Layout, Unreadable, careful, lay, layout, opened, survey
 from sfumato.data.options import Options
 from sfumato.data.report import Reading, Report
+from sfumato.data.rows import described, index_of, tested
 from sfumato.data.sets import Split, repeats
 from sfumato.data.stream_order import StreamOrder, window_of
 from sfumato.data.tar_index import NO_CLASS, Shard, indexed, listed
 from sfumato.data.transforms import Transform, Uint8Image
-from sfumato.errors import Refusal, nearest
+from sfumato.errors import Refusal
 
 #: Images that are held out, images that stand for the training images where some are needed at once, and the bytes
 #: that each of the two may take.
@@ -224,6 +225,9 @@ class ShardData:
     transform: Transform = Uint8Image()
     kind: ClassVar[str] = "images"
     licence: ClassVar[str] = "not stated"
+    class_index = index_of
+    held_out = tested
+    spec = described
 
     @cached_property
     def train(self) -> Split:
@@ -242,12 +246,6 @@ class ShardData:
         found = self.rows_of.decoder.layout
         return found.channels, *found.size
 
-    def class_index(self, name: str) -> int:
-        """The label of the class called ``name``.  Raises :class:`Refusal` with the nearest names."""
-        if name not in self.classes:
-            raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
-        return self.classes.index(name)
-
     def standardised(self) -> ShardData:
         """The same data, whose model units have mean 0 and standard deviation 0.5 over :attr:`train`."""
         return replace(self, transform=Uint8Image.standardised(self.train.x))
@@ -259,26 +257,6 @@ class ShardData:
     def rows(self, device: torch.device) -> ShardRows:
         """All training images, as training reads them."""
         return replace(self.rows_of, device=device)
-
-    @property
-    def held_out(self) -> Split:
-        """The split that validation reads."""
-        return self.test
-
-    def spec(self) -> dict[str, Any]:
-        """What a checkpoint stores of it (JSON)."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "classes": list(self.classes),
-            "transform": self.transform.to_json(),
-            "train": len(self.rows_of),
-            "test": len(self.test),
-            "source": self.source,
-            "licence": self.licence,
-            "sha256": self.sha256,
-            "options": self.options.to_json(),
-        }
 
     def pictures(self) -> list[tuple[str, bytes]]:
         """PNG files for a page, each with its title: training images, held-out images."""

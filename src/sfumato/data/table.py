@@ -12,24 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
-import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from sfumato.data import table_read
+from sfumato.data import arrays, table_read
+from sfumato.data.cards import read_bytes
 from sfumato.data.options import INFER, Options
+from sfumato.data.report import Facts
+from sfumato.data.rows import described, index_of, tested
 from sfumato.data.table_columns import infer
 from sfumato.data.table_read import RawColumn, RawTable
 from sfumato.data.table_transform import Frame, TableTransform
 from sfumato.errors import Refusal, nearest
-
-#: One row in this many is held out.
-HELD_OUT = 10
-#: Files of these endings are tables.
-ENDINGS = (".csv", ".tsv", ".parquet", ".pq")
-#: The options that a table has a use for.
-USES = ("label_column", "kind")
 
 
 @final
@@ -66,28 +61,6 @@ class Encoded:
 
 
 @final
-@dataclass(frozen=True)
-class Facts:
-    """A report of facts as (what, value); ``str(report)`` is plain text."""
-
-    facts: tuple[tuple[str, str], ...]
-
-    def rows(self) -> list[tuple[str, str]]:
-        """All of them."""
-        return list(self.facts)
-
-    def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.facts)
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts)
-
-    def __rich__(self) -> Any:
-        """The same lines, for a console."""
-        from rich.text import Text
-
-        return Text(str(self))
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class TableData:
     """A table in memory.  ``notes``: what was decided about its columns, as (column, words)."""
@@ -103,17 +76,14 @@ class TableData:
     options: Options = INFER
     licence: str = "not stated"
     kind: ClassVar[str] = "table"
+    class_index = index_of
+    held_out = tested
+    spec = described
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``(D,)``: the numbers and the tokens of one row."""
         return (self.transform.width,)
-
-    def class_index(self, name: str) -> int:
-        """The label of the class called ``name``.  Raises :class:`Refusal` with the nearest names."""
-        if name not in self.classes:
-            raise Refusal(f"{self.name} has no class {name!r}; {nearest(name, self.classes)}")
-        return self.classes.index(name)
 
     def prepared(self, settings: Any) -> TableData:
         """The data themselves: a table has one kind of model units."""
@@ -123,30 +93,9 @@ class TableData:
         """The training split, as training reads it."""
         return Encoded(self.train, device)
 
-    @property
-    def held_out(self) -> TableSplit:
-        """The split that validation reads."""
-        return self.test
-
     def frame(self, split: TableSplit) -> Frame:
         """The rows of a split in the user's units."""
         return self.transform.rows(split.x)
-
-    def spec(self) -> dict[str, Any]:
-        """What a checkpoint stores of it (JSON)."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "classes": list(self.classes),
-            "transform": self.transform.to_json(),
-            "train": len(self.train),
-            "test": len(self.test),
-            "source": self.source,
-            "licence": self.licence,
-            "sha256": self.sha256,
-            "options": self.options.to_json(),
-        }
 
     def report(self) -> Facts:
         """Rows, the type of every column, and what was decided for the user."""
@@ -172,10 +121,7 @@ def read(path: Path, options: Options = INFER) -> TableData:
     ``options.label_column``: the column whose values become the classes.  Raises :class:`Refusal` for a file that
     cannot be read, fewer than 2 rows, and a label column that is not there or has empty cells.
     """
-    try:
-        blob = path.read_bytes()
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); check the path") from None
+    blob = read_bytes(path)
     raw = table_read.read(path, blob)
     return of_raw(raw, str(path.resolve()), f"the file {path.name}", hashlib.sha256(blob).hexdigest(), options)
 
@@ -214,7 +160,7 @@ def of_raw(raw: RawTable, name: str, source: str, sha256: str, options: Options)
         label = (options.label_column, place)
     transform = TableTransform(tuple(each.column for _, each in found if each.column is not None), label)
     x = transform.read({column.name: column.cells for column in raw.columns})
-    test, train = _held_out(len(raw), index)
+    train, test = map(torch.from_numpy, arrays.held_out(len(raw), None if index is None else index.numpy()))
     x0 = transform.encode(x)
 
     def split(rows: Tensor) -> TableSplit:
@@ -245,11 +191,3 @@ def _labels(column: RawColumn, name: str) -> tuple[Tensor, tuple[str, ...]]:
         raise Refusal(f"label_column={column.name}: {len(values)} different values; classes are 2 to {MOST_VALUES}")
     index = Category(column.name, values).read(column.cells)[1][0]
     return torch.from_numpy(index), tuple(str(value) for value in values)
-
-
-def _held_out(n: int, label: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The rows that are held out and those that train: one in ten by a fixed seed, never the last of its class."""
-    from sfumato.data.arrays import held_out
-
-    train, test = held_out(n, None if label is None else np.asarray(label))
-    return torch.from_numpy(test), torch.from_numpy(train)

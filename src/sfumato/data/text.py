@@ -18,6 +18,8 @@ from jaxtyping import Int64, Integer
 from torch import Tensor
 
 from sfumato.data.corpora import Corpus, is_text, names, read
+from sfumato.data.options import INFER, Options
+from sfumato.data.rows import described
 from sfumato.data.text_transform import TextTransform, prompt, template
 from sfumato.data.tokenizers import Tokenizer, parse
 from sfumato.errors import Refusal, nearest
@@ -76,6 +78,7 @@ class TextData:
     stride: int = 1
     kind: ClassVar[str] = "text"
     classes: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Options] = INFER
 
     @classmethod
     def of(cls, corpus: Corpus, tokenizer: Tokenizer, length: int | None = None, stride: int = 1) -> TextData:
@@ -173,20 +176,9 @@ class TextData:
         return self.windows("test")
 
     def spec(self) -> dict[str, Any]:
-        """What a checkpoint stores of it (JSON)."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "classes": [],
-            "transform": self.transform.to_json(),
-            "vocabulary": self.vocabulary,
-            "train": len(self.train),
-            "test": len(self.test),
-            "source": self.source,
-            "licence": self.licence,
-            "sha256": self.sha256,
-        }
+        """What a checkpoint stores of it (JSON); the splits are counted in tokens."""
+        own = {"vocabulary": self.vocabulary, "train": len(self.train), "test": len(self.test)}
+        return described(self) | own
 
     def report(self) -> TextReport:
         """Characters, words, alphabet, tokens and an excerpt."""

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as read_safetensors
 from torch import Tensor
 
+from sfumato.data.cards import AGAIN, read_bytes
 from sfumato.errors import Refusal
 
 #: (channels in, channels out, stride) of the 3x3 convolutions.
@@ -110,12 +111,7 @@ class DigitNet:
 def digit_net() -> DigitNet:
     """The embedded classifier, after its checksum agreed with its record."""
     path = FILES / "digit_net.safetensors"
-    try:
-        blob = path.read_bytes()
-        expected = str(record()["sha256"])
-    except OSError as error:
-        raise Refusal(f"cannot read {path} ({error.strerror}); install sfumato again") from None
-    net = DigitNet.read(blob)
+    net, expected = DigitNet.read(read_bytes(path, AGAIN)), str(record()["sha256"])
     if net.sha256 != expected:
         raise Refusal(f"{path} is damaged (sha256 {net.sha256[:16]}, expected {expected[:16]}); install sfumato again")
     return net

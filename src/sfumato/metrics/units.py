@@ -41,10 +41,16 @@ def _floats(data: Any, x: Any) -> Tensor:
     return torch.as_tensor(np.asarray(x)).float()
 
 
+def _centred(data: Any, x: Tensor) -> Tensor:
+    """Series less what the data's channels are about: float32 keeps the digits of those that lie far from 0."""
+    return (x.double() - torch.tensor(data.transform.centre, dtype=torch.float64)[:, None]).float()
+
+
 def _series(data: Any, x: Any) -> Tensor:
-    """``[n, channels, length]``, also where the user's own have no axis of channels."""
-    found = _floats(data, x)
-    return found.reshape(len(found), *data.shape) if found[0].numel() == data.train.x[0].numel() else found
+    """``[n, channels, length]``, also where the user's own have no axis of channels; others as they are."""
+    found = torch.as_tensor(np.asarray(x))
+    fits = found[0].numel() == data.train.x[0].numel()
+    return _centred(data, found.reshape(len(found), *data.shape)) if fits else found.float()
 
 
 def _one_hot(rows: Tensor, transform: Any) -> Tensor:
@@ -82,9 +88,10 @@ def labels(data: Any, classes: Sequence[str], n: int) -> list[str] | None:
     """The classes to ask a model of ``classes`` for, so that n samples compare with the held-out split of ``data``.
 
     All in turn where the held-out classes are balanced (at most a tenth of the samples would have to change class for
-    equal shares), else those of held-out samples in a fixed random order; None where the model has no classes.
+    equal shares) or others than the model's, else those of held-out samples in a fixed random order; None where the
+    model has no classes.
     """
-    held = data.test.label if classes else None
+    held = data.test.label if classes and list(data.classes) == list(classes) else None
     if held is None:
         return list(classes) or None
     shares = torch.bincount(held, minlength=len(classes)).double() / len(held)
@@ -98,7 +105,7 @@ def labels(data: Any, classes: Sequence[str], n: int) -> list[str] | None:
 FORMS = {
     "images": Form(_pictures, _as_they_are),
     "points": Form(lambda data, split: getattr(data, split).x, _floats),
-    "series": Form(lambda data, split: getattr(data, split).x.float(), _series),
+    "series": Form(lambda data, split: _centred(data, getattr(data, split).x), _series),
     "table": Form(lambda data, split: _one_hot(getattr(data, split).x0, data.transform), _table_made),
     "text": Form(_windows, lambda data, x: list(x)),
 }

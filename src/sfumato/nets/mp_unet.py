@@ -33,8 +33,9 @@ from sfumato.nets.mp_layers import (
     mp_sum_shares,
     unit_rms,
 )
-from sfumato.nets.precision import best_dtype
+from sfumato.nets.precision import computing
 from sfumato.nets.sizes import require_multiple
+from sfumato.nets.stages import require_stages
 
 #: The share of the residual branch and of attention in a block (section 2.5; the paper's 0.3).
 BALANCE = 0.3
@@ -111,6 +112,8 @@ class MPUNet(nn.Module):
         Refusal: a setting that does not fit, with the divisor and the nearest legal sizes where it is a size.
     """
 
+    compute_dtype = computing("stem")
+
     def __init__(
         self,
         in_channels: int = 3,
@@ -126,13 +129,11 @@ class MPUNet(nn.Module):
         bandwidth: float = 1.0,
     ) -> None:
         super().__init__()
-        if len(channels) != len(attention) or not channels:
-            raise Refusal(f"attention has {len(attention)} entries for {len(channels)} stages; give one for each stage")
+        require_stages(channels, attention, blocks, dropout, classes)
         if patch not in (1, 2):
             raise Refusal(f"patch {patch} is not known; use 1 or 2")
-        if blocks < 1 or not 0 <= dropout < 1 or (classes is not None and classes < 1) or not bandwidth > 0:
-            found = f"blocks {blocks}, dropout {dropout}, classes {classes}, bandwidth {bandwidth}"
-            raise Refusal(f"{found} do not fit; use blocks >= 1, 0 <= dropout < 1, classes >= 1 or None, bandwidth > 0")
+        if not bandwidth > 0:
+            raise Refusal(f"bandwidth {bandwidth} does not fit; use more than 0")
         #: What rebuilds this network: ``MPUNet(**net.settings)``; survives JSON.
         self.settings: dict[str, Any] = {
             "in_channels": in_channels,
@@ -150,7 +151,6 @@ class MPUNet(nn.Module):
         self.classes, self.patch = classes, patch
         self.divisor = patch * 2 ** (len(channels) - 1)
         require_multiple(size[0], size[1], self.divisor)
-        self._dtype: torch.dtype | None = None
 
         width = 4 * channels[0]
         self.fourier = MPFourier(channels[0], bandwidth)
@@ -193,19 +193,6 @@ class MPUNet(nn.Module):
         self.films = MPLinear(width, sum(films))
         self.film_gains = nn.Parameter(torch.zeros(len(films)))
         self._film_sizes = films
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The format of the arithmetic inside; parameters, input and output stay float32.
-
-        By default the fastest safe one where the parameters are (:func:`sfumato.nets.precision.best_dtype`); assign
-        ``torch.float32`` or ``torch.bfloat16`` to fix it.
-        """
-        return self._dtype or best_dtype(self.stem.weight.device)
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self._dtype = dtype
 
     def _embed(self, t: Tensor, cond: Mapping[str, Tensor] | None) -> list[Tensor]:
         """The modulation ``1 + gain (W emb)`` of every block, in order, float32."""

@@ -9,6 +9,7 @@ float32).
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -33,3 +34,21 @@ def best_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     Detected once per kind of device (``cpu``, ``cuda``, ``mps``, ...).
     """
     return _best(torch.device(device).type)
+
+
+def computing(part: str) -> property:
+    """``compute_dtype`` of a network: the format of the arithmetic inside; parameters, input and output stay float32.
+
+    By default the fastest safe one (:func:`best_dtype`) where the weight of its ``part`` is; assign ``torch.float32``
+    or ``torch.bfloat16`` to fix it, None to leave it to be chosen again.
+    """
+
+    def read(net: Any) -> torch.dtype:
+        return getattr(net, "_dtype", None) or best_dtype(getattr(net, part).weight.device)
+
+    def write(net: Any, dtype: torch.dtype | None) -> None:
+        net._dtype = dtype
+
+    return property(
+        read, write, doc="The format of the arithmetic inside (see :func:`sfumato.nets.precision.computing`)."
+    )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfumato.errors import Refusal, nearest
 from sfumato.nets.layers import Linear, time_features
 from sfumato.nets.masks import attend
-from sfumato.nets.precision import best_dtype
+from sfumato.nets.precision import computing
 from sfumato.nets.rotary import rotate, rotations
 
 #: The ways a network can know the time.
@@ -192,6 +192,8 @@ class Trunk(nn.Module):
     Raises :class:`Refusal` for settings that do not fit each other.
     """
 
+    compute_dtype = computing("norm")
+
     def __init__(
         self, length: int, width: int, depth: int, heads: int, conditioning: int | None, dropout: float
     ) -> None:
@@ -214,16 +216,6 @@ class Trunk(nn.Module):
             self.register_buffer(name, table, persistent=False)
         self.cos: Tensor
         self.sin: Tensor
-        self._dtype: torch.dtype | None = None
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The format of the arithmetic inside: by default the fastest safe one where the parameters are."""
-        return self._dtype or best_dtype(self.norm.weight.device)
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype | None) -> None:
-        self._dtype = dtype
 
     def require(self, n: int) -> None:
         """Raises :class:`Refusal` for more tokens than the trunk has places for, or none."""

@@ -18,6 +18,7 @@ import atexit
 import contextlib
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -304,8 +305,10 @@ def replicate(module: nn.Module, processes: Processes, unused: bool) -> nn.Modul
     known = inspect.signature(DistributedDataParallel.__init__).parameters  # PyTorch 2.13 gave it another name
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     more: dict[str, Any] = {buffers: False}  # all processes have the same
-    # a kernel of 1x1 has its channels last and first at once, and DDP takes the other of the two for its gradient
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    # the gradient of a 1x1 kernel comes with its channels last or first as the backend likes, which are one layout in
+    # memory; DDP compares strides alone, in every backward pass, and warns that copies (of such kernels) cost time
+    layout = "Grad strides do not match bucket view strides. This may indicate grad was not created according to the"
+    warnings.filterwarnings("ignore", re.escape(layout), UserWarning)
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=unused, **more)
 
 
