@@ -12,9 +12,14 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
-install_import_hook("sfumato", "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))
+import typed
+
+sys.path.remove(str(Path(__file__).parent))
+jaxtyping.jaxtyped = typed.jaxtyped  # which the hook's decorators look up
+jaxtyping.install_import_hook("sfumato", "typed.check")
 
 import pytest
 import torch

@@ -263,7 +263,7 @@ def digits() -> Any:
     [("edm", {"conditional": False}), ("improved-ddpm", {"schedule": "linear", "table_steps": 100})],
 )
 def test_a_models_likelihood_is_the_same_in_any_batch(recipe: str, settings: dict[str, Any], digits: Any) -> None:
-    model = sf.train(recipe, digits, steps=2, **TINY, **settings)
+    model = sf.train(recipe, digits, steps=2, grid_columns=0, validation_images=8, **TINY, **settings)
     options: dict[str, Any] = {"tolerance": 0.1, "draws": 4}
     records = likelihood.evaluate(model, digits, 3, **options)
     again = likelihood.evaluate(model, digits, 3, batch=2, **options)
@@ -323,7 +323,7 @@ def test_a_flow_out_of_reach_below_the_trained_levels_is_left_out(
 def test_the_command_line_appends_its_records(tmp_path: Path, digits: Any, capsys: pytest.CaptureFixture[str]) -> None:
     from sfumato.__main__ import run
 
-    sf.train("edm", digits, steps=2, out=tmp_path / "run", **TINY)
+    sf.train("edm", digits, steps=2, grid_columns=0, validation_images=8, out=tmp_path / "run", **TINY)
     assert run(["eval", str(tmp_path / "run"), "--likelihood", "--n", "2"]) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert sum("bits-per-dim" in line for line in lines) == 3

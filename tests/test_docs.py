@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 TINY = ["--set", "channels=8,8", "--set", "attention=false,false", "--set", "blocks=1", "--set", "patch=2"]
 #: For networks of text and points.
 SMALL = ["--set", "width=32", "--set", "depth=1"]
-ALL = ["--set", "batch=8", "--set", "validation_images=16", "--set", "grid_columns=1"]
+ALL = ["--set", "batch=8", "--set", "validation_images=16", "--set", "grid_columns=1", "--set", "reports=1"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -53,7 +53,8 @@ def test_python_blocks_run(
     torch.manual_seed(0)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page, "python"):
-        code = re.sub(r"minutes=[\d.]+", "steps=2, channels=(8, 8), attention=(False, False), blocks=1, patch=2", block)
+        tiny = "steps=2, reports=1, channels=(8, 8), attention=(False, False), blocks=1, patch=2"
+        code = re.sub(r"minutes=[\d.]+", tiny, block)
         code = re.sub(r"steps, batch = \d+, \d+", "steps, batch = 2, 8", code)
         exec(compile(code, str(page), "exec"), namespace)
 

@@ -314,7 +314,10 @@ def test_the_bound_draws_and_records_in_training_alone() -> None:
 
 def test_improved_ddpm_stores_its_history_and_levels(tmp_path: Any) -> None:
     data, run = sf.data.load("mnist"), tmp_path / "run"
-    tiny = {"channels": (8, 8), "attention": (False, False), "blocks": 1, "patch": 2, "batch": 8, "quiet": True}
+    tiny: dict[str, Any] = {
+        "channels": (8, 8), "attention": (False, False), "blocks": 1, "patch": 2, "batch": 8, "quiet": True,
+        "validation_images": 8, "grid_columns": 0,
+    }  # fmt: skip
     model = sf.train("improved-ddpm", data, steps=3, out=run, objective="vlb", table_steps=20, **tiny)
     again = sf.load(run)
     assert int(again.net.history.seen.sum()) == 24

@@ -17,7 +17,7 @@ from sfumato.training.sampling import plan
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    tiny = {"channels": (8, 16), "blocks": 1, "attention": (False, False)}
+    tiny = {"channels": (8,), "blocks": 1, "attention": (False,), "patch": 2, "reports": 1}
     return sf.train("flow", sf.data.load("digits"), steps=20, quiet=True, **tiny)
 
 
@@ -66,8 +66,8 @@ def test_the_optimised_grid_does_not_depend_on_the_batch(model: Any) -> None:
 
 
 def test_without_label_dropout_labels_are_plain(tmp_path: Path) -> None:
-    tiny = {"channels": (8, 16), "blocks": 1, "attention": (False, False), "label_dropout": 0.0, "grid_columns": 1}
-    plain = sf.train("flow", sf.data.load("digits"), steps=3, out=tmp_path / "run", quiet=True, **tiny)
+    tiny = {"channels": (8, 16), "blocks": 1, "attention": (False, False), "label_dropout": 0.0, "reports": 1}
+    plain = sf.train("flow", sf.data.load("digits"), steps=3, out=tmp_path / "run", quiet=True, grid_columns=1, **tiny)
     assert plain.sample(2, label="7").record["guidance"] == 1.0
     with pytest.raises(sf.Refusal, match="guidance=2 needs a model trained with label dropout"):
         plain.sample(2, label="7", guidance=2.0)
