@@ -15,7 +15,7 @@ from sfumato.degradations import cosines, decay, diffuse, sharpen
 from sfumato.laws import Dirac, Normal
 from sfumato.processes import Heat
 from sfumato.processes.heat import Restoration, Widths
-from sfumato.testing import SigmaPoints, check_bridge, check_ends_of_process
+from sfumato.testing import SigmaPoints, check_bridge, check_ends_of_process, z_mean
 
 TINY: dict[str, Any] = {
     "channels": (8, 8), "attention": (False, False), "blocks": 1, "patch": 2, "batch": 8, "validation_images": 16,
@@ -168,6 +168,22 @@ def test_the_bound_of_the_exact_model(steps: int) -> None:
     assert torch.allclose(found.prior, end.kl(prior))
     assert torch.allclose(found.reconstruction, torch.full((4,), last).double())
     assert torch.allclose(found.total, end.kl(prior) + (steps - 1) * d * 0.043143551 + last, rtol=0, atol=1e-5)
+
+
+def test_the_bound_from_a_fitted_prior() -> None:
+    """Of two blurred images far apart: the KL of two normals of one mean, and log 2 where the class is not told."""
+    x0, n, d = images(2, 6), 2000, 36
+    label = torch.arange(2)
+    process = Heat().fit(x0, label, points=2, directions=2)
+    clean, grid = x0.repeat(n, 1, 1, 1), sf.grids.uniform(process.schedule, 2)
+
+    def exact(x: Tensor, t: Any, cond: Any = None) -> Restoration:
+        return Restoration(clean, process.delta)
+
+    for cond, extra in ((None, math.log(2)), ({"label": label.repeat(n)}, 0.0)):
+        found = sf.elbo(exact, process, clean, grid, sf.Stream(0), cond)
+        assert z_mean(found.prior.double(), d * 0.043143551 + extra) < 4.5
+        assert float(found.prior.std()) / math.sqrt(2 * n) < 0.05
 
 
 def test_gaussian_images_are_recovered_by_the_right_noise() -> None:

@@ -1,7 +1,8 @@
-"""Laws 1, 2, 3, 7, 9 for the Gaussian process on every schedule and for a small product."""
+"""Laws 1, 2, 3, 7, 9 for every process of numbers and tokens; those on manifolds are in test_space_laws."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import sfumato as sf
 from sfumato.processes.interpolant import Bridge, Interpolant, Parabola, SineSquared
+from sfumato.processes.mixed import NUMBERS, TOKENS, Together, join
 from sfumato.testing import (
     SigmaPoints,
     check_bridge,
@@ -18,8 +20,10 @@ from sfumato.testing import (
     check_equivariance,
     check_process,
     check_same_law,
+    columns,
 )
 from sfumato.testing.processes import TIMES
+from sfumato.trees import tree_map
 
 SCHEDULES = sf.schedules.names()
 #: Coupled paths: the laws that do not need a Markov chain.
@@ -42,6 +46,7 @@ JUMPS = {
         sf.processes.RateMatrix([[-1.5, 1.0, 0.5], [0.2, -0.2, 0.0], [0.6, 1.4, -2.0]]),
         sf.schedules.get("zero-terminal"),
     ),
+    "blocks": sf.processes.Blocks(sf.processes.Jump(sf.processes.absorbing(3), sf.schedules.get("flow")), 1),
 }
 
 
@@ -83,9 +88,28 @@ def test_jump(name: str) -> None:
     check_process(JUMPS[name], torch.tensor([[1, 0]]), n=20_000)
 
 
-def test_a_product_with_tokens() -> None:
-    process = sf.processes.Product({"x": gaussian_process("flow"), "kind": JUMPS["uniform"]})
-    check_process(process, {"x": a_state(), "kind": torch.tensor([[2]])}, n=20_000)
+#: Numbers and tokens, in a dict and in one tensor.
+TOGETHER: dict[str, tuple[Any, Any]] = {
+    "product with tokens": (
+        sf.processes.Product({"x": gaussian_process("flow"), "kind": JUMPS["uniform"]}),
+        {"x": torch.tensor([[1.5, -0.7]], dtype=torch.float64), "kind": torch.tensor([[2]])},
+    ),
+    "mixed": (
+        sf.processes.mixed.Mixed(gaussian_process("flow"), 2, 3, sf.schedules.get("cosine-continuous")),
+        torch.tensor([[1.5, -0.7, 2.0]], dtype=torch.float64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_numbers_and_tokens(name: str) -> None:
+    process, clean = TOGETHER[name]
+    check_process(process, clean, n=20_000)
+    rng, clean = sf.Stream(0), tree_map(lambda v: v.expand(20_000, -1), clean)
+    end = process.prior(clean).draw(rng)  # a token on its way to a given end is still a draw
+    given = process.marginal(clean, 0.4, end).draw(rng)
+    check_same_law(given, process.marginal(clean, 0.4).draw(rng), "1 marginal with a given end, t=0.4")
+    assert torch.equal(columns(process.marginal(clean, 1.0, end).draw(rng)), columns(end))
 
 
 @pytest.mark.parametrize("name", CHAINLESS)
@@ -122,6 +146,34 @@ def test_the_bound_is_the_entropy(name: str, steps: int) -> None:
     check_elbo(process, oracle.posterior(process), x0, oracle.entropy + surplus, grid, rng, 1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 30])
+@pytest.mark.parametrize("name", JUMPS)
+def test_the_bound_of_tokens_is_the_entropy(name: str, steps: int) -> None:
+    """Of sites that know nothing of each other, so that a belief site by site is the whole truth."""
+    process, p = JUMPS[name], torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    p = p if process.kernel.mask is None else torch.tensor([0.7, 0.3], dtype=torch.float64)
+    chain = sf.oracles.EnumerableChain(p[:, None] * p.flip(0))
+    bound = chain.elbo(chain.posterior(process), process, torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    x1 = process.marginal(chain.sequences, 1.0).logp.exp()
+    q = torch.einsum("n,nlk->lk", chain.p.flatten(), x1)  # where alpha(1) > 0 its KL from the prior is in the bound
+    surplus = float(torch.xlogy(q, q / process.kernel.limit).nan_to_num().sum())
+    assert float((chain.p.flatten() * bound.total).sum()) == pytest.approx(chain.entropy + surplus, abs=1e-9)
+
+
+def test_the_bound_of_numbers_and_tokens_is_the_sum_of_entropies() -> None:
+    process, _ = TOGETHER["mixed"]
+    numbers, tokens = sf.oracles.Gaussian([0.4, -1.0], [0.25, 4.0]), sf.oracles.EnumerableChain([0.6, 0.3, 0.1])
+    oracle = sf.testing.Independent({NUMBERS: numbers, TOKENS: tokens})
+    exact, n = oracle.posterior(process.product), 40_000
+    x0 = join(oracle.sample(n, 0))
+
+    def believe(x: torch.Tensor, t: Any, cond: Any = None) -> Any:
+        return Together(exact(process.split(x), t))
+
+    grid = sf.grids.uniform(process.schedule, 6)
+    check_elbo(process, believe, x0, numbers.entropy + tokens.entropy, grid, sf.Stream(1), tolerance=0.03)
+
+
 def test_the_bound_of_a_product_is_the_sum_of_entropies() -> None:
     process = product_process()
     image, point = sf.oracles.Gaussian([[[0.5, -0.3]]], [[[0.25, 1.5]]]), sf.oracles.Gaussian([1.0, 0.0], 0.5)
@@ -139,6 +191,54 @@ def test_rotations_commute(name: str) -> None:
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
     x0 = torch.randn(5, 3, dtype=torch.float64)
     check_equivariance(gaussian_process(name), x0, lambda x: x @ turn.T, sf.Stream(1))
+
+
+def tokens(*order: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Token ``k`` called ``order[k]``."""
+    return lambda x: torch.tensor(order)[x]
+
+
+def mirrored(x: torch.Tensor) -> torch.Tensor:
+    """The last axis turned round: columns of an image, sites of a sequence."""
+    return x.flip(-1)
+
+
+#: What a process does not tell apart, and, where it is no chain, the laws that it has.
+STATELESS: dict[str, Any] = {"laws": ("marginal", "bridge")}
+COUPLED: dict[str, Any] = {"laws": ("marginal", "bridge", "belief bridge"), "eta": 0.0}
+SYMMETRIES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
+    "absorbing": (tokens(1, 0, 2), {}),
+    "uniform": (tokens(1, 2, 0), {}),
+    "marginal": (mirrored, {}),
+    "ordinal": (tokens(2, 1, 0), {}),
+    "rates": (mirrored, {}),
+    "blocks": (tokens(1, 0, 2), {}),
+    "product with tokens": (lambda x: {"x": -x["x"].flip(-1), "kind": tokens(1, 2, 0)(x["kind"])}, {}),
+    "mixed": (lambda x: torch.cat([-x[:, [1, 0]], tokens(1, 2, 0, 3)(x[:, 2:].long()).to(x)], 1), {}),
+    **{name: (lambda x: -x, COUPLED) for name in INTERPOLANTS},
+    **dict.fromkeys(("mask", "fade", "scatter"), (torch.neg, STATELESS)),
+    **dict.fromkeys(("blur", "pixelate", "heat"), (mirrored, STATELESS)),
+}
+
+
+@pytest.mark.parametrize("name", SYMMETRIES)
+def test_symmetries_commute(name: str) -> None:
+    act, options = SYMMETRIES[name]
+    if name in TOGETHER:
+        process, clean = TOGETHER[name]
+    elif name in JUMPS:
+        process, clean = JUMPS[name], torch.tensor([[1, 0]])
+    else:
+        process = (INTERPOLANTS | CHAINLESS)[name]
+        clean = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    clean = tree_map(lambda v: v.expand(200, *v.shape[1:]), clean)
+    check_equivariance(process, clean, act, sf.Stream(1), **options)
+
+
+def test_the_kit_sees_a_token_that_is_not_like_the_others() -> None:
+    for name in ("marginal", "rates"):
+        with pytest.raises(AssertionError, match="law broken: 9 equivariance"):
+            check_equivariance(JUMPS[name], torch.tensor([[1, 0]]).expand(200, 2), tokens(1, 2, 0), sf.Stream(1))
 
 
 @pytest.mark.parametrize("name", INTERPOLANTS)

@@ -1,14 +1,21 @@
-"""Laws 4, 5, 11, 12 for every registered sampler, on every schedule and grid, and on a small product."""
+"""Laws 4, 5, 11, 12 for every registered sampler on every schedule and grid, and for the general ones on every process
+of numbers and tokens."""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 import sfumato as sf
+from sfumato import processes
 from sfumato.denoisers import PREDICTIONS, GaussianHead
+from sfumato.processes.interpolant import Bridge, Interpolant, Parabola, SineSquared
+from sfumato.processes.mixed import NUMBERS, TOKENS, Together, join
+from sfumato.samplers import Ancestral
 from sfumato.testing import (
     Independent,
     check_driver,
@@ -169,6 +176,98 @@ def test_recovery(name: str, schedule: str) -> None:
 def test_a_product(name: str) -> None:
     process, oracle, like = product_case()
     check_sampler(sf.samplers.get(name), process, oracle, like=like, steps=STEPS[name])
+
+
+TOKENS3 = sf.oracles.EnumerableChain(
+    functools.reduce(lambda a, b: a[..., None] * b, [torch.tensor([0.5, 0.3, 0.2])] * 4)
+)
+FLOW = sf.schedules.get("flow")
+RATES = [[-1.5, 1.0, 0.5], [0.2, -0.2, 0.0], [0.6, 1.4, -2.0]]
+SITES = torch.zeros(1, 4, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbers and tokens that know nothing of each other, in one tensor, and the perfect models of both."""
+
+    inside: Independent
+
+    def sample(self, n: int, rng: Any) -> torch.Tensor:
+        return join(self.inside.sample(n, rng))
+
+    def posterior(self, process: Any) -> Any:
+        exact = self.inside.posterior(process.product)
+        return lambda x, t, cond=None: Together(exact(process.split(x), t))
+
+    def denoiser(self, process: Any) -> Any:
+        exact = self.inside.denoiser(process.product)
+        return lambda x, t, cond=None: Together(exact(process.split(x), t))
+
+
+def jump(kernel: Any, schedule: str = "flow") -> tuple[Any, Any, Any, dict[Any, int]]:
+    """Sites that know nothing of each other: a step is exact however long it is."""
+    return processes.Jump(kernel, sf.schedules.get(schedule)), TOKENS3, SITES, {Ancestral(): 3}
+
+
+#: Coupled paths whose ends are drawn apart: what a Gaussian process is to an ODE.
+INTERPOLANTS: dict[str, Any] = {
+    "straight": Interpolant(FLOW),
+    "trigonometric": Interpolant(sf.schedules.get("cosine-continuous")),
+    "brownian": Interpolant(FLOW, Bridge(1.0)),
+    "sine-squared": Interpolant(sf.schedules.get("cosine-continuous"), SineSquared(0.5)),
+    "parabola": Interpolant(FLOW, Parabola(2.0)),
+}
+#: Process, oracle, a state, and the steps at which each sampler is exact or its error lies below the floor.
+GENERAL_CASES: dict[str, tuple[Any, Any, Any, dict[Any, int]]] = {
+    "absorbing": jump(processes.absorbing(4)),
+    "uniform": jump(processes.uniform(3), "cosine-continuous"),
+    "marginal": jump(processes.marginal([0.5, 0.2, 0.3])),
+    "ordinal": jump(processes.discretised_gaussian(3, 0.5)),
+    "rates": jump(processes.RateMatrix(RATES)),
+    # a block of one token is drawn given all before it: sites that know of each other are exact, too
+    "blocks": (
+        processes.Blocks(processes.Jump(processes.absorbing(4), FLOW), 1),
+        sf.oracles.dirichlet(3, 4),
+        SITES,
+        {Ancestral(): 8},
+    ),
+    "product with tokens": (
+        processes.Product({"x": processes.Gaussian(FLOW), "kind": processes.Jump(processes.uniform(3), FLOW)}),
+        Independent({"x": MIXTURE, "kind": TOKENS3}),
+        {"x": LIKE, "kind": SITES},
+        {Ancestral(): 6},
+    ),
+    "mixed": (
+        processes.Mixed(processes.Gaussian(FLOW), 2, 3, sf.schedules.get("cosine-continuous")),
+        Rows(Independent({NUMBERS: MIXTURE, TOKENS: TOKENS3})),
+        torch.zeros(1, 6, dtype=torch.float64),
+        {Ancestral(): 6},
+    ),
+    **{name: (process, MIXTURE, LIKE, {sf.samplers.get("dpmpp-2m"): 80}) for name, process in INTERPOLANTS.items()},
+}
+
+
+@pytest.mark.parametrize("name", GENERAL_CASES)
+def test_any_process(name: str) -> None:
+    process, oracle, like, samplers = GENERAL_CASES[name]
+    for sampler, steps in samplers.items():
+        check_sampler(sampler, process, oracle, like=like, steps=steps)
+
+
+def test_the_kit_sees_blocks_that_are_drawn_at_once() -> None:
+    """One block of four tokens that know of each other, in as many steps: what blocks of one are exact for."""
+    _, oracle, like, _ = GENERAL_CASES["blocks"]
+    with pytest.raises(AssertionError, match="4 recovery"):
+        check_recovery(
+            Ancestral(), processes.Blocks(processes.Jump(processes.absorbing(4), FLOW), 4), oracle, like, steps=2
+        )
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+def test_order_on_coupled_paths(name: str) -> None:
+    process = INTERPOLANTS[name]
+    for solver in ("ddim", "heun"):
+        check_order(sf.samplers.get(solver), process, MIXTURE)
 
 
 class Restores:

@@ -264,8 +264,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the score's target at the size of the noise",
         "denoisers/manifold.py",
-        "return self.process.score(Dirac(x0), x_t, t) / rms",
-        "return self.process.score(Dirac(x0), x_t, t) * rms",
+        "return self.process.score(q, x_t, t) / rms",
+        "return self.process.score(q, x_t, t) * rms",
         (f"{GEODESIC}::test_the_score_target_has_unit_size_per_factor",),
     ),
     Mutant(

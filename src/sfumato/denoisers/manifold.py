@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sfumato.core import Cond, Time
+from sfumato.core import Cond, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Dirac
 from sfumato.laws.manifold import Along
@@ -103,10 +103,14 @@ class ScoreHead:
         square, rms = self._levels(t, x_t)
         return Along(x_t, square * rms * raw, self.process.space)
 
+    def mean(self, q: Law[Tensor], x_t: Tensor, t: Time) -> Tensor:
+        """The score under a belief over its root mean square: what a perfect network outputs; ``t > 0``."""
+        _, rms = self._levels(t, x_t)
+        return self.process.score(q, x_t, t) / rms
+
     def target(self, x0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """The kernel's score over its root mean square; ``t > 0``."""
-        _, rms = self._levels(t, x_t)
-        return self.process.score(Dirac(x0), x_t, t) / rms
+        return self.mean(Dirac(x0), x_t, t)
 
 
 @final

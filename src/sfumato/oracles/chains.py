@@ -25,6 +25,7 @@ from sfumato.errors import Refusal
 from sfumato.grids import validate
 from sfumato.laws import Categorical
 from sfumato.oracles.common import float64, pick
+from sfumato.processes.blocks import Blocks
 from sfumato.processes.bound import Bound, step_kl
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import safe_log
@@ -111,8 +112,12 @@ class EnumerableChain:
         inside = (x < self.size).all(1)
         return torch.bincount(self._index(x[inside]), minlength=self.p.numel()).double()
 
-    def posterior(self, process: Jump) -> ChainPosterior:
+    def posterior(self, process: Jump | Blocks) -> ChainPosterior:
         """The exact denoiser: the law of every site given ``x_t``; raises :class:`Refusal` for too small a kernel."""
+        return ChainPosterior(self, process)
+
+    def denoiser(self, process: Jump | Blocks) -> ChainPosterior:
+        """The same: a belief about tokens has no point that would do."""
         return ChainPosterior(self, process)
 
     # ------------------------------------------------------------------------------------------------- exact laws
@@ -185,7 +190,7 @@ class EnumerableChain:
 
     # ------------------------------------------------------------------------------------------------ exact bounds
 
-    def elbo(self, denoiser: Denoiser[Tensor], process: Jump, grid: Any) -> Bound:
+    def elbo(self, denoiser: Denoiser[Tensor], process: Jump | Blocks, grid: Any) -> Bound:
         """The negative ELBO of every sequence on ``grid`` with nothing left to chance: terms of shape ``[V^L]``.
 
         Weigh ``total`` by ``p`` for the bound on the entropy.  Raises :class:`Refusal` for a grid that does not end
@@ -223,7 +228,7 @@ class EnumerableChain:
         prior = process.marginal(x0, 1.0).kl(process.prior(x0))
         return Bound(prior, torch.stack(rows), torch.zeros_like(prior))
 
-    def _expected(self, process: Jump, denoiser: Denoiser[Tensor], t: float, loss: Any) -> Tensor:
+    def _expected(self, process: Jump | Blocks, denoiser: Denoiser[Tensor], t: float, loss: Any) -> Tensor:
         """``E[loss(q, x0, x_t)]`` over ``q(x_t | x0)`` for every sequence ``x0``, ``[V^L]``."""
         size = _check(self, process)
         states = all_states(size, self.length)
@@ -242,7 +247,7 @@ def _product(sites: Tensor) -> Tensor:
     return law
 
 
-def _check(chain: EnumerableChain, process: Jump) -> int:
+def _check(chain: EnumerableChain, process: Jump | Blocks) -> int:
     """The kernel's number of tokens; raises :class:`Refusal` where it has fewer than the data."""
     size: int = process.kernel.size
     if size < chain.size:
@@ -259,7 +264,7 @@ class ChainPosterior:
     """
 
     chain: EnumerableChain
-    process: Jump
+    process: Jump | Blocks
     kind: ClassVar[str] = "belief"
 
     def __post_init__(self) -> None:

@@ -13,10 +13,11 @@ from typing import Any, final
 
 import torch
 
-from sfumato.core import Cond, Denoiser, Law, Process, Time
+from sfumato.core import RNG, Cond, Denoiser, Law, Process, Time
 from sfumato.errors import Refusal
 from sfumato.grids import validate
 from sfumato.laws import Dirac
+from sfumato.processes.fitted import Mixture
 from sfumato.randomness import as_rng
 
 
@@ -48,19 +49,29 @@ class Bound:
         return self.prior + self.diffusion.sum(0) + self.reconstruction
 
 
+def _prior_term(end: Law[Any], prior: Law[Any], cond: Cond | None, rng: RNG) -> Any:
+    """``KL(end || prior)`` in nats, ``[b]``; of a fitted mixture, where it has no closed form, ``log end - log prior``
+    at a draw of ``end``, which is that on average: the prior of the condition's class."""
+    if not isinstance(prior, Mixture):
+        return end.kl(prior)
+    own, drawn = prior.given(cond), end.draw(rng)
+    nats: torch.Tensor = own.nll(drawn)
+    return nats if isinstance(end, Dirac) else nats - end.nll(drawn)
+
+
 def elbo(
     denoiser: Denoiser[Any], process: Process[Any], x0: Any, grid: Any, rng: Any, cond: Cond | None = None
 ) -> Bound:
     """One Monte Carlo estimate of the negative ELBO of ``x0`` on ``grid`` (any decreasing times that end in 0), in
     nats.
 
-    Every term draws its own ``x_t`` from the marginal.  Raises :class:`~sfumato.errors.Refusal` for a bad grid and for
-    beliefs without a closed-form KL.
+    Every term draws its own ``x_t`` from the marginal, and so does that of a fitted prior, whose KL has no closed form.
+    Raises :class:`~sfumato.errors.Refusal` for a bad grid and for beliefs without a closed-form KL.
     """
     times, rng = validate(grid), as_rng(rng)
     if times[-1] != 0:
         raise Refusal(f"the grid ends at t={times[-1]:g}: a bound on the data needs a grid that ends in 0")
-    prior = add_parts(process.marginal(x0, times[0]).kl(process.prior(x0)))
+    prior = add_parts(_prior_term(process.marginal(x0, times[0]), process.prior(x0), cond, rng))
     terms = []
     for t, s in pairwise(times):
         x_t = process.marginal(x0, t).draw(rng)

@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, NoReturn, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ def tabulated(square_score: Callable[[Tensor], Tensor], scale: Any) -> Tensor:
 class HeatKernel(Protocol):
     """What a Brownian process needs to know of a manifold."""
 
+    #: Whether the bridge has a closed form: samplers that walk bridges ask.
+    bridged: ClassVar[bool]
+
     @property
     def space(self) -> Manifold:
         """The manifold."""
@@ -80,6 +83,7 @@ class Circles:
     """The heat kernel of the torus: a wrapped normal an angle."""
 
     space: Torus = Torus()
+    bridged: ClassVar[bool] = True
 
     def law(self, mean: Tensor, scale: Any) -> WrappedNormal:
         """The wrapped normal."""
@@ -100,6 +104,7 @@ class Rotations:
     """The heat kernel of SO(3): IGSO(3) a rotation."""
 
     space: SO3 = SO3()
+    bridged: ClassVar[bool] = False
 
     def law(self, mean: Tensor, scale: Any) -> IGSO3:
         """The isotropic Gaussian."""

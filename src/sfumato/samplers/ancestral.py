@@ -61,6 +61,17 @@ def require_numbers(process: Any, sampler: object) -> None:
             raise Refusal(f"{type(sampler).__name__} follows points, and tokens have none between them; use 'ddpm'")
 
 
+def require_bridge(process: Any, sampler: object) -> None:
+    """Raises :class:`Refusal` where the bridge that a sampler walks has no closed form (random walks of rotations)."""
+    for part in getattr(process, "parts", {}).values():
+        require_bridge(part, sampler)
+    if not getattr(getattr(process, "kernel", None), "bridged", True):
+        raise Refusal(
+            f"{type(sampler).__name__} walks a bridge, and that of {type(process).__name__} on "
+            f"{type(process.space).__name__} has no closed form; use the sampler GeodesicWalk"
+        )
+
+
 def require_rng(rng: RNG | None, sampler: object) -> RNG:
     """The rng of a stochastic step; raises :class:`Refusal` where none was given."""
     if rng is None:
@@ -90,8 +101,9 @@ class Ancestral:
             raise Refusal(f"last={self.last!r}: the last step returns a 'draw' or the 'point'")
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
-        """Fits every Markov process; remembers nothing."""
+        """Fits every Markov process whose bridge is known; remembers nothing."""
         require_markov(process, self)
+        require_bridge(process, self)
         return None
 
     def step(
@@ -162,6 +174,7 @@ class DDIM:
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
         """Fits every process of numbers at ``eta = 0`` and every Markov process above it; remembers nothing."""
         require_numbers(process, self)
+        require_bridge(process, self)
         if self.eta > 0:
             require_markov(process, self)
         return None

@@ -9,7 +9,8 @@ naming the law, the numbers and the tolerance when it does not.  The library's o
 ``check_process``      bridge, forward, Markov joint, membership, closed forms, rate, ends;  ``check_elbo``: the entropy
 ``check_space``        membership, projection, dimension of noise;  ``check_manifold``: geodesics;  ``check_spread``,
                        ``check_isometry``: densities and symmetries of a manifold
-``check_denoiser``     the protocol;  ``check_predictions``: one belief, six predictions;  ``check_training``
+``check_denoiser``     the protocol;  ``check_predictions``: one belief, six predictions
+``check_training``     a small network reaches the oracle's loss: a ``Lesson`` says of what;  ``gaussian_lesson``
 ``check_sampler``      recovery, ends, streams, driver;  ``check_order``: measured order is declared order
 ``OwnTimes``           a scheduler of diffusers as a sampler, at its own times or, ``GivenTimes``, at ours;
                        ``diffusers_schedule``: its table as a schedule;  ``visits``: where its states really go
@@ -17,7 +18,7 @@ naming the law, the numbers and the tolerance when it does not.  The library's o
 """
 
 from sfumato.testing.adapters import GivenTimes, OwnTimes, diffusers_schedule, visits
-from sfumato.testing.denoisers import check_belief_at_data, check_denoiser, check_predictions, check_training
+from sfumato.testing.denoisers import check_belief_at_data, check_denoiser, check_predictions
 from sfumato.testing.laws import check_law, check_pool, check_same_law
 from sfumato.testing.models import MLP, Independent, OracleNet, Parts
 from sfumato.testing.processes import (
@@ -49,11 +50,13 @@ from sfumato.testing.schedules import check_grid, check_schedule
 from sfumato.testing.sigma_points import SigmaPoints
 from sfumato.testing.spaces import check_isometry, check_manifold, check_space, check_spread
 from sfumato.testing.statistics import columns, sliced_w2, slope, z_gap, z_mean
+from sfumato.testing.training import Lesson, check_training, gaussian_lesson
 
 __all__ = [
     "GivenTimes",
     "MLP",
     "Independent",
+    "Lesson",
     "OracleNet",
     "OwnTimes",
     "Parts",
@@ -91,6 +94,7 @@ __all__ = [
     "check_training",
     "columns",
     "diffusers_schedule",
+    "gaussian_lesson",
     "log_snr_grid",
     "measure_order",
     "mode_weights",

@@ -1,8 +1,7 @@
-"""The laws of denoisers: the protocol, the conversion table, training to the oracle's loss."""
+"""The laws of denoisers: the protocol, the conversion table."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +16,8 @@ from sfumato.laws import Dirac
 from sfumato.processes.gaussian import Gaussian
 from sfumato.randomness import Stream, Streams
 from sfumato.samplers import get, sample
-from sfumato.testing.models import MLP, OracleNet
+from sfumato.testing.models import OracleNet
 from sfumato.testing.statistics import columns, fail, leaves, require
-from sfumato.training.objectives import prediction_loss
 from sfumato.trees import rows
 
 
@@ -162,46 +160,3 @@ def _check_head(head: GaussianHead, oracle: Any) -> None:
     back = head(head.target(x0, x_t, t), x_t, t).point()
     gap = float((back - x0).abs().max())
     require(gap < 1e-8, name, f"reading the target back misses x0 by {gap:.2e}")
-
-
-def check_training(
-    process: Gaussian,
-    oracle: Any,
-    prediction: str,
-    *,
-    steps: int = 400,
-    tolerance: float = 0.08,
-    sigma_data: float = 1.5,
-    seed: int = 0,
-) -> float:
-    """Law 10: a small network trained on the oracle's data reaches the oracle's own loss, within a relative tolerance.
-
-    Returns the relative excess of the loss of the network's own target, measured on 50,000 fresh samples.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MLP(len(columns(torch.zeros(1, *oracle.shape))[0]))
-    head = GaussianHead(process, prediction, sigma_data)
-    model, rng = Preconditioned(net, head), Stream(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = 4e-3 * min(1.0, (step + 1) / 40) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        t = rng.uniform((512,)) * 0.98 + 0.02
-        loss = prediction_loss(model, oracle.sample(512, rng).float(), t, None, rng).mean()
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
-    exact = Preconditioned(OracleNet(oracle.denoiser(process), head), head)
-    fresh = Stream(seed + 1)
-    with torch.no_grad():
-        x0 = oracle.sample(50_000, fresh).float()
-        t, eps = fresh.uniform((50_000,)) * 0.98 + 0.02, fresh.normal(tuple(x0.shape))
-        reached = float(prediction_loss(model, x0, t, None, fresh, eps).mean())
-        best = float(prediction_loss(exact, x0, t, None, fresh, eps).mean())
-    excess = reached / best - 1
-    message = (
-        f"{prediction!r} on {process.schedule!r}: loss {reached:.4f}, the oracle's {best:.4f}, excess {excess:.1%}"
-    )
-    require(-0.01 < excess < tolerance, "10 training", f"{message}, tolerance {tolerance:.0%}")
-    return excess
