@@ -34,8 +34,11 @@ SETTINGS: dict[str, Any] = {
     "dropout": 0.1,
     "p_mean": -0.4,
     "reports": 4,
+    "sampler": "ddpm",
+    "sampling_steps": 50,
+    "guidance": 2.0,
+    "clip": True,
 }
-SAMPLING: dict[str, Any] = {"sampler": "ddpm", "steps": 50, "guidance": 2.0, "clip": True}
 #: Pictures of a category that are shown.
 SHOWN = 12
 
@@ -68,7 +71,7 @@ def main() -> None:
     data = sf.data.load("emoji-32")
     run, there = options.runs, (options.runs / "config.json").exists()
     model = sf.train("edm", data, minutes=options.minutes, out=run, seed=0, resume=there, **SETTINGS)
-    samples = model.sample(options.n, label=list(data.classes), seed=0, **SAMPLING)
+    samples = model.sample(options.n, label=list(data.classes), seed=0)
     label = samples.index()
     extractor = extractors.get("mobilenet:size=96")
     reader = classifier(data, extractor)
@@ -77,14 +80,16 @@ def main() -> None:
         return float(reader.score(extractor.features(x).numpy(), wanted.numpy()))
 
     made = metrics.made(samples.record)
-    records = metrics.evaluate(samples.x, label, data, generated=made, names=("kernel", "copy-rate"))
+    records = metrics.evaluate(
+        samples.x, label, data, generated=made, extractor=extractor, names=("kernel", "copy-rate")
+    )
     trained, _ = newest(run)
     result = {
         "minutes": options.minutes,
         "trained": None if trained is None else {"steps": trained.step, "seconds": trained.seconds},
         "parameters": sum(p.numel() for p in model.net.parameters()),
         "settings": SETTINGS,
-        "sampling": SAMPLING,
+        "nfe": samples.record["nfe"],
         "n": options.n,
         "category_accuracy": accuracy(samples.x, label),
         "category_accuracy_of_held_out_pictures": accuracy(images(data.test.x), data.test.label),

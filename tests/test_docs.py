@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,8 @@ def test_shell_blocks_run(
 
 def run(arguments: list[str]) -> int:
     """The exit code of one command, its budget cut."""
-    if arguments[0] == "train" and "--config" not in arguments:  # a file has its own budget
+    files = [Path(after) for option, after in pairwise(arguments) if option == "--config"]
+    if arguments[0] == "train" and not any(path.suffix for path in files):  # a file has its own budget, a preset none
         k = arguments.index("--minutes") if "--minutes" in arguments else len(arguments)
         arguments[k : k + 2] = [] if "--steps" in arguments else ["--steps", "2"]
         kind = sf.recipes.get(arguments[1]).kind
