@@ -74,6 +74,6 @@ def test_a_run_of_few_steps_hears_of_it(capsys: pytest.CaptureFixture[str]) -> N
     assert not presets.hint(large, presets.FEW_STEPS)
     assert not presets.hint(large | presets.get("small"), 1)
     assert not presets.hint(flatten(recipes.get("mdlm").defaults), 1)
-    tiny = {"channels": (8,), "attention": (False,), "blocks": 1, "batch": 2, "reports": 1, "validation_images": 2}
+    tiny = {"channels": (8,), "attention": (False,), "blocks": 1, "batch": 2, "reports": 1, "validation_images": 8}
     sf.train("flow", "digits", minutes=0.01, **tiny)
-    assert "--config small" in capsys.readouterr().out
+    assert "--config small" in capsys.readouterr().err
