@@ -40,7 +40,7 @@ demo: .venv/core.stamp  ## train on MNIST for under 3 minutes, sample a labelled
 	$(V)/sfumato demo
 
 test: lint  ## ruff, formatting, mypy --strict and every test (this is what CI runs)
-	$(ONE_THREAD) $(V)/python -m pytest -n 2 --dist loadscope -m 'not slow'
+	$(ONE_THREAD) $(V)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -m 'not slow'
 
 lint: .venv/dev.stamp  ## ruff check, ruff format --check, mypy --strict
 	$(V)/ruff check .

@@ -317,7 +317,9 @@ def page(found: list[dict[str, Any]], picture: str) -> str:
         "Fréchet distance, precision and recall are those of a small digit classifier's features; label accuracy is "
         "the share of samples that it reads as the digit asked for; copies are samples nearer to a training image than "
         f"a held-out image ever is but for 1 %. Bits per dimension are of {asked['images']} test images by the "
-        "probability-flow ODE, and their variational bound (a coupled path has none). NFE: evaluations of the (guided) "
+        "probability-flow ODE, and the variational bound (a coupled path has none). The bound is that of the reverse "
+        "chain, so where the network's score is wrong it may be the smaller of the two "
+        "([likelihood](likelihood.md)). NFE: evaluations of the (guided) "
         f"denoiser a sample; ms a sample: the median of three batches of {TIMED}, timed apart.",
     ]
     unread = [r for r in found if not legible(r)]

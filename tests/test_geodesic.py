@@ -112,13 +112,15 @@ def test_the_exact_posterior_on_the_circle() -> None:
     assert torch.allclose(oracle.score(walk, x, sigma_time)[:, 0], (ahead - behind) / 2e-6, atol=1e-6)
 
 
-def test_the_walk_at_eta_0_is_of_first_order() -> None:
-    process = Brownian(Circles())
-    oracle = ManifoldData(Torus(), [[0.0], [1.0], [-2.0]])
-    x = process.marginal(oracle.sample(64, 0), 0.8).draw(sf.Stream(0))
-    grids = [torch.linspace(0.8, 0.3, n + 1, dtype=torch.float64) for n in (40, 80, 160)]
+@pytest.mark.parametrize("name", ["circles", "rotations"])
+def test_the_walk_at_eta_0_is_of_first_order(name: str) -> None:
+    kernel, shape, n = {"circles": (Circles(), (1,), 64), "rotations": (Rotations(), (3, 3), 24)}[name]
+    process, zero = Brownian(kernel), torch.zeros(3, *shape, dtype=torch.float64)
+    oracle = ManifoldData(kernel.space, kernel.space.uniform(zero, sf.Stream(3)))
+    x = process.marginal(oracle.sample(n, 0), 0.8).draw(sf.Stream(0))
+    grids = [torch.linspace(0.8, 0.3, steps + 1, dtype=torch.float64) for steps in (40, 80, 160)]
     walks = [sf.sample(oracle.denoiser(process), process, GeodesicWalk(0.0), grid, x) for grid in grids]
-    gaps = [float(Torus().distance(a, b).mean()) for a, b in pairwise(walks)]
+    gaps = [float(kernel.space.distance(a, b).mean()) for a, b in pairwise(walks)]
     assert gaps[1] / gaps[0] == pytest.approx(0.5, abs=0.06)
 
 

@@ -19,7 +19,7 @@ from scipy.stats import chi2
 import sfumato as sf
 from sfumato.guidance import tempered
 from sfumato.laws import Categorical
-from sfumato.processes import Jump, absorbing, discretised_gaussian, marginal, uniform
+from sfumato.processes import Blocks, Jump, absorbing, discretised_gaussian, marginal, uniform
 from sfumato.samplers.jump import poisson, stationary_rates
 
 V, L = 3, 3
@@ -43,7 +43,7 @@ def states(size: int) -> torch.Tensor:
     return torch.tensor(list(itertools.product(range(size), repeat=L)))
 
 
-def step_law(sampler: Any, process: Jump, q: Any, x: torch.Tensor, t: float, s: float) -> Any:
+def step_law(sampler: Any, process: Jump | Blocks, q: Any, x: torch.Tensor, t: float, s: float) -> Any:
     """The law of one step: the bridge of the ancestral sampler, the stated one of the others."""
     own = getattr(sampler, "law", None)
     return process.bridge(x, q, t, s) if own is None or s == 0 else own(q, process, x, t, s)
@@ -52,10 +52,10 @@ def step_law(sampler: Any, process: Jump, q: Any, x: torch.Tensor, t: float, s: 
 def matrix(law: Categorical, x: torch.Tensor) -> torch.Tensor:
     """The transition matrix between all states ``x`` [n, L] of a law of independent sites."""
     p = law.logp.exp()
-    return torch.stack([p[:, i][:, x[:, i]] for i in range(L)]).prod(0)
+    return torch.stack([p[:, i][:, x[:, i]] for i in range(x.shape[1])]).prod(0)
 
 
-def prior(process: Jump, x: torch.Tensor) -> torch.Tensor:
+def prior(process: Jump | Blocks, x: torch.Tensor) -> torch.Tensor:
     return process.kernel.limit[x].prod(1)
 
 
@@ -132,6 +132,28 @@ def test_the_error_is_of_first_order(text: str, name: str) -> None:
     target = data_law(process)
     few, many = (tv(output(sampler, process, n), target) for n in (100, 200))
     assert many < 0.05, (few, many)
+    assert few / many == pytest.approx(2, abs=0.15), (few, many)
+
+
+@pytest.mark.parametrize(("size", "exact"), [(1, True), (2, False), (4, False)])
+def test_blocks_are_of_first_order_within_and_exact_token_by_token(size: int, exact: bool) -> None:
+    chain, process = sf.oracles.dirichlet(V, 4), Blocks(MASKED, size)
+    x = torch.tensor(list(itertools.product(range(V + 1), repeat=4)))
+    posterior, ddpm = chain.posterior(process), sf.samplers.get("ddpm")
+    inside = (x < V).all(1)
+    target = torch.where(inside, chain.p[tuple(x.clamp(max=V - 1).T)], 0.0)
+
+    def error(n: int) -> float:
+        p = prior(process, x)
+        for t, s in pairwise(sf.grids.uniform(FLOW, n).tolist()):
+            p = p @ matrix(step_law(ddpm, process, posterior(x, t), x, t, s), x)
+        return tv(p, target)
+
+    if exact:
+        assert error(4) < 1e-12
+        return
+    few, many = error(100), error(200)
+    assert 1e-4 < many < 0.05, (few, many)
     assert few / many == pytest.approx(2, abs=0.15), (few, many)
 
 

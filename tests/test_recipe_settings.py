@@ -76,7 +76,7 @@ def test_what_is_given_is_kept(name: str) -> None:
 def test_levels_alone_make_a_run(digits: sf.data.Data) -> None:
     model = sf.train("ncsnv2", digits, steps=1, quiet=True, levels=6, **TINY)
     record = model.sample(2, label="3").record
-    assert (record["steps"], record["nfe"]) == (6, 31 * 6 + 1)
+    assert (record["steps"], record["nfe"]) == (6, 100 * 6 + 1)  # far levels: as many steps a level as there may be
     assert len(set(model.times(torch.linspace(0.01, 0.99, 50)).tolist())) == 6
 
 

@@ -22,7 +22,7 @@ from sfumato.processes import (
     marginal,
     uniform,
 )
-from sfumato.spaces import SO3, Sphere, Torus
+from sfumato.spaces import SO3, Simplex, Sphere, Torus
 from sfumato.testing import (
     MLP,
     Independent,
@@ -151,6 +151,7 @@ MANIFOLDS: dict[str, tuple[Any, tuple[int, ...], str, tuple[Any, ...]]] = {
     "torus": (Geodesic(Torus()), (2,), "ddim", (VelocityHead, EndpointHead)),
     "sphere": (Geodesic(Sphere()), (3,), "ddim", (VelocityHead, EndpointHead)),
     "so3": (Geodesic(SO3()), (3, 3), "ddim", (VelocityHead, EndpointHead)),
+    "simplex": (Geodesic(Simplex()), (3,), "ddim", (VelocityHead, EndpointHead)),
 }
 
 

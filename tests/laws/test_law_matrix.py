@@ -73,10 +73,7 @@ NO_STATES = No("given the data its states are independent: `forward` and `rate` 
 NO_ODE = No("there is no differential equation that its steps approximate")
 ONE = No("its networks have one prediction")
 JUMPS = No("the exact velocity jumps where a ball drawn in to a point ends, so no solver has an order")
-UNKNOWN = No("the exact posterior has no closed form")
 NO_BRIDGE = No("its bridge has no closed form: `ddpm` and `ddim` are refused, the reverse SDE is walked")
-ELSEWHERE = No("not measured here: the walk is that of the torus, where its order is")
-SLOW = No("not measured here: its heat kernel takes minutes; that its loss falls is tested")
 PARTS = No("every part moves as it would alone, which is tested, and has its own row")
 
 TRAINED = "training:test_training_reaches_the_exact_model"
@@ -85,12 +82,12 @@ TANGENTS = "(restoring:test_heads_on_manifolds_are_denoisers_whose_beliefs_pool)
 ANY, TOGETHER = "sampler:test_any_process", "process:test_numbers_and_tokens"
 
 
-def tokens(name: str, case: str, order: Cell = DRAWS) -> Row:
+def tokens(name: str, case: str) -> Row:
     """A kernel of a jump process, or blocks of one."""
     cells: dict[str, Cell] = {
         CHAIN: "process:test_jump",
         SAMPLED: ANY,
-        "order": order,
+        "order": DRAWS,
         "predictions": "denoiser:test_predictions_of_tokens_are_one_belief",
         "evidence bound": "process:test_the_bound_of_tokens_is_the_entropy",
         "pool": "(law:test_categorical)",
@@ -115,18 +112,18 @@ def geodesic(name: str, case: str, order: Cell) -> Row:
     return Row(name, (case,), cells)
 
 
-def brownian(name: str, case: str, bridge: Cell, order: Cell, trained: Cell) -> Row:
+def brownian(name: str, case: str, bridge: Cell) -> Row:
     """Random walks on a manifold."""
     cells: dict[str, Cell] = {
         "bridge, Markov joint": bridge,
         "membership": "space:test_brownian",
         SAMPLED: "space:test_walks_sample_brownian_motion",
-        "order": order,
+        "order": "geodesic:test_the_walk_at_eta_0_is_of_first_order",
         "predictions": ONE,
         "evidence bound": "space:test_the_bound_on_walks_is_the_entropy",
         "pool": TANGENTS,
         "equivariance": "space:test_symmetries_commute_with_walks",
-        "training": trained,
+        "training": TRAINED,
     }
     return Row(name, (case,), cells)
 
@@ -199,31 +196,17 @@ ROWS = (
     tokens("Jump, marginal", "marginal"),
     tokens("Jump, discretised Gaussian", "ordinal"),
     tokens("Jump, any rate matrix", "rates"),
-    tokens("Blocks (block diffusion)", "blocks", No("its samplers draw and declare no order")),
+    tokens("Blocks (block diffusion)", "blocks"),
     geodesic("Geodesic, torus", "torus", JUMPS),
     geodesic("Geodesic, sphere", "sphere", "(geodesic:test_ddim_on_a_sphere_is_of_first_order)"),
     geodesic("Geodesic, SO(3)", "so3", JUMPS),
-    Row(
-        "Geodesic, simplex",
-        ("simplex",),
-        {
-            "bridge, membership": "space:test_geodesic",
-            "Markov joint, evidence bound": NO_CHAIN,
-            "recovery, order, training": UNKNOWN,
-            "predictions": "geodesic:test_a_head_reads_its_own_target",
-            "pool": "(law:test_points_along_tangents)",
-            "equivariance": "space:test_symmetries_commute_with_geodesics",
-            "ends, streams": "(space:test_streams_and_ends_on_the_simplex)",
-        },
-    ),
+    geodesic("Geodesic, simplex", "simplex", JUMPS),
     brownian(
         "Brownian, torus",
         "circles",
         "space:test_brownian_bridges_of_the_torus_are_exact",
-        "(geodesic:test_the_walk_at_eta_0_is_of_first_order)",
-        TRAINED,
     ),
-    brownian("Brownian, SO(3)", "rotations", NO_BRIDGE, ELSEWHERE, SLOW),
+    brownian("Brownian, SO(3)", "rotations", NO_BRIDGE),
     restored("Cold, every degradation", tuple(sf.degradations.names()), NO_STATES, f"({TRAINED})"),
     restored("Heat", ("heat",), "(heat:test_the_bound_of_the_exact_model)", TRAINED),
     Row(
@@ -241,7 +224,7 @@ ROWS = (
     rows("Mixed, in one tensor", "mixed"),
 )
 
-FLAT, NO_MEASURE = No("it is not curved"), No("its geodesics end at its boundary")
+FLAT = No("it is not curved")
 NO_NOISE = No("Gaussian noise needs a linear space; here processes are geodesics and walks")
 JUMPING = No("tokens jump")
 SUBSPACE = "space:test_gaussian_on_a_subspace"
@@ -254,10 +237,15 @@ def flat(name: str, case: str, symmetry: Cell, gaussian: Cell) -> Row:
     return Row(name, (case,), cells | {"Gaussian noise on it": gaussian})
 
 
-def manifold(name: str, cases: tuple[str, ...], density: Cell = "space:test_densities_of_geodesics") -> Row:
-    """A curved space."""
-    cells = {OWN: "space:test_space", "equivariance, geodesics": "space:test_manifold", "densities": density}
-    return Row(name, cases, cells | {"Gaussian noise on it": NO_NOISE})
+def manifold(name: str, cases: tuple[str, ...]) -> Row:
+    """A space with geodesics."""
+    cells: dict[str, Cell] = {
+        OWN: "space:test_space",
+        "equivariance, geodesics": "space:test_manifold",
+        "densities": "space:test_densities_of_geodesics",
+        "Gaussian noise on it": NO_NOISE,
+    }
+    return Row(name, cases, cells)
 
 
 SPACES = (
@@ -267,7 +255,7 @@ SPACES = (
     manifold("Torus", ("torus",)),
     manifold("Sphere", ("sphere", "spheres")),
     manifold("SO3", ("so3",)),
-    manifold("Simplex", ("simplex",), NO_MEASURE),
+    manifold("Simplex", ("simplex",)),
     flat("Tokens", "tokens", f"({SYMMETRIC})", JUMPING),
 )
 

@@ -25,7 +25,7 @@ from sfumato.oracles import Atoms
 from sfumato.processes import Brownian, Circles, Cold, Geodesic, Heat, Rotations
 from sfumato.processes.cold import naive
 from sfumato.processes.heat import Restoration, Widths
-from sfumato.spaces import SO3, Sphere, Torus
+from sfumato.spaces import SO3, Simplex, Sphere, Torus
 from sfumato.testing import (
     check_denoiser,
     check_driver,
@@ -166,6 +166,7 @@ HEADS: dict[str, Any] = {
     "velocity, torus": VelocityHead(Geodesic(Torus())),
     "velocity, sphere": VelocityHead(Geodesic(Sphere())),
     "velocity, so3": VelocityHead(Geodesic(SO3())),
+    "velocity, simplex": VelocityHead(Geodesic(Simplex())),
     "endpoint, sphere": EndpointHead(Geodesic(Sphere())),
     "score, torus": ScoreHead(Brownian(Circles())),
     "score, so3": ScoreHead(Brownian(Rotations())),
@@ -175,7 +176,10 @@ HEADS: dict[str, Any] = {
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_on_manifolds_are_denoisers_whose_beliefs_pool(name: str) -> None:
     head = HEADS[name]
-    space, shape = head.process.space, {"torus": (2,), "sphere": (3,), "so3": (3, 3)}[name.split(", ")[1]]
+    space, shape = (
+        head.process.space,
+        {"torus": (2,), "sphere": (3,), "so3": (3, 3), "simplex": (3,)}[name.split(", ")[1]],
+    )
     x0 = space.uniform(torch.zeros(6, *shape, dtype=torch.float64), sf.Stream(1))
     net = MLP(space.coordinates(x0).shape[1], x0[0].numel(), width=16, depth=1)
     torch.nn.init.normal_(net.last.weight, std=0.1)

@@ -40,6 +40,7 @@ from sfumato.processes import (
     Mixed,
     Product,
     RateMatrix,
+    Rotations,
     absorbing,
     discretised_gaussian,
     marginal,
@@ -48,7 +49,7 @@ from sfumato.processes import (
 from sfumato.processes.heat import Widths
 from sfumato.processes.interpolant import Bridge, Interpolant
 from sfumato.schedules.share import Share
-from sfumato.spaces import SO3, Sphere, Torus
+from sfumato.spaces import SO3, Simplex, Sphere, Torus
 from sfumato.testing import MLP as Perceptron
 from sfumato.testing import Lesson, OracleNet, check_training
 from sfumato.testing.training import seeded
@@ -141,7 +142,9 @@ MANIFOLDS: dict[str, Callable[[], Lesson]] = {
     "torus": lambda: tangent_lesson(VelocityHead(Geodesic(Torus())), (1,), angles),
     "sphere": lambda: tangent_lesson(VelocityHead(Geodesic(Sphere())), (3,), lambda x: x),
     "so3": lambda: tangent_lesson(VelocityHead(Geodesic(SO3())), (3, 3), lambda x: x),
+    "simplex": lambda: tangent_lesson(VelocityHead(Geodesic(Simplex())), (3,), lambda x: x),
     "circles": lambda: tangent_lesson(ScoreHead(Brownian(Circles())), (1,), angles),
+    "rotations": lambda: tangent_lesson(ScoreHead(Brownian(Rotations())), (3, 3), lambda x: x),
 }
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -324,12 +327,13 @@ NUMBERED: dict[str, Callable[[], Lesson]] = {
 
 LESSONS = TOKENS | MANIFOLDS | PICTURES | NUMBERED
 #: Steps, the first time, and the excess that is allowed; that of a network of 4 steps is twice as large and more.  Few
-#: points are told apart for certain at early times; on the torus and SO(3) the exact velocity jumps where the ball that
-#: a point draws in ends, and a network is smooth.
+#: points are told apart for certain at early times; on the torus, SO(3) and the simplex the exact velocity jumps where
+#: the ball that a point draws in ends, and a network is smooth.  The heat kernel of SO(3) takes its time.
 TERMS: dict[str, dict[str, Any]] = {
     **{key: {"steps": 150, "tolerance": 0.03} for key in TOKENS},
     **{key: {"steps": 300, "first": 0.4, "tolerance": 0.08} for key in MANIFOLDS},
-    **{key: {"steps": 300, "first": 0.4, "tolerance": 0.16} for key in ("torus", "so3")},
+    **{key: {"steps": 300, "first": 0.4, "tolerance": 0.16} for key in ("torus", "so3", "simplex")},
+    "rotations": {"steps": 180, "first": 0.4, "tolerance": 0.08},
     **{key: {"steps": 300, "first": 0.3, "tolerance": 0.08} for key in PICTURES},
     **{key: {"steps": 200, "tolerance": 0.08} for key in NUMBERED},
 }

@@ -293,4 +293,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "turned = (x - pivot) @ rotation(angle[..., None] * axis / length(axis)) + pivot",
         (f"{SPACES}::test_torsion_updates_change_no_other_torsion",),
     ),
+    Mutant(
+        "a simplex drawn in is no denser",
+        "spaces/simplex.py",
+        "-shrunk - self.log_volume(y)",
+        "-self.log_volume(y)",
+        (f"{LAWS}::test_densities_of_geodesics",),
+    ),
+    Mutant(
+        "a simplex drawn in towards its own corner",
+        "spaces/simplex.py",
+        "end = x + (y - x) / share",
+        "end = y / share",
+        (f"{LAWS}::test_densities_of_geodesics",),
+    ),
 )

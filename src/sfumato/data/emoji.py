@@ -21,8 +21,7 @@ from jaxtyping import UInt8
 from sfumato.data.cards import checked, read_card
 from sfumato.data.images import relaid
 from sfumato.data.options import INFER, Options
-from sfumato.data.sets import Data, Split
-from sfumato.data.transforms import Uint8Image
+from sfumato.data.sets import Data, Split, embedded
 from sfumato.errors import Refusal
 
 #: Pictures in a row of the sheet, and pixels along the side of one.
@@ -96,14 +95,4 @@ def load(name: str, options: Options = INFER) -> Data:
     def split(chosen: np.ndarray) -> Split:
         return Split(torch.from_numpy(relaid(x[chosen], options, name)), torch.from_numpy(label[chosen]))
 
-    return Data(
-        name=name,
-        train=split(~test),
-        test=split(test),
-        classes=tuple(str(c) for c in card["classes"]),
-        transform=Uint8Image(),
-        source=str(card["source"]),
-        licence=str(card["licence"]),
-        sha256=str(card["sha256"]),
-        options=options,
-    )
+    return embedded(name, card, split(~test), split(test), options)

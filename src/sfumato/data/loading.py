@@ -24,8 +24,7 @@ from sfumato.data.named import Family
 from sfumato.data.options import INFER, Options, refuse_unused
 from sfumato.data.packed import unpack
 from sfumato.data.readers import READERS
-from sfumato.data.sets import Data, Split
-from sfumato.data.transforms import Uint8Image
+from sfumato.data.sets import Data, Split, embedded
 from sfumato.errors import Refusal, nearest
 
 
@@ -120,14 +119,4 @@ def _embedded(name: str, options: Options) -> Data:
         pixels = relaid(x[..., None] if x.ndim == 3 else x, options, name)
         return Split(torch.from_numpy(pixels), torch.from_numpy(arrays[f"{part}.label"].astype(np.int64)))
 
-    return Data(
-        name=name,
-        train=split("train"),
-        test=split("test"),
-        classes=tuple(str(c) for c in card["classes"]),
-        transform=Uint8Image(),
-        source=str(card["source"]),
-        licence=str(card["licence"]),
-        sha256=str(card["sha256"]),
-        options=options,
-    )
+    return embedded(name, card, split("train"), split("test"), options)

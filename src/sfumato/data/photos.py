@@ -24,8 +24,7 @@ from sfumato.data.cards import checked, read_card
 from sfumato.data.emoji import halved
 from sfumato.data.images import relaid
 from sfumato.data.options import INFER, Options
-from sfumato.data.sets import Data, Split
-from sfumato.data.transforms import Uint8Image
+from sfumato.data.sets import Data, Split, embedded
 from sfumato.errors import Refusal
 from sfumato.randomness import Stream
 
@@ -82,14 +81,4 @@ def load(name: str, options: Options = INFER) -> Data:
         raise Refusal(f"unknown photos {name!r}; there are {' and '.join(SIDES)}")
     card: dict[str, Any] = read_card("photos")
     photos = photographs(checked("photos.zip", str(card["sha256"])))
-    return Data(
-        name=name,
-        train=_split(photos, "train", name, options),
-        test=_split(photos, "test", name, options),
-        classes=tuple(str(c) for c in card["classes"]),
-        transform=Uint8Image(),
-        source=str(card["source"]),
-        licence=str(card["licence"]),
-        sha256=str(card["sha256"]),
-        options=options,
-    )
+    return embedded(name, card, _split(photos, "train", name, options), _split(photos, "test", name, options), options)

@@ -7,6 +7,7 @@ have one shape; nothing here changes after it is made, so two loads of one name 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, final
@@ -129,3 +130,18 @@ def repeats(train: UInt8[Tensor, "n c h w"], test: UInt8[Tensor, "m c h w"]) -> 
     shown = {blake2b(image, digest_size=16).digest() for image in train.contiguous().numpy()}
     held = [blake2b(image, digest_size=16).digest() for image in test.contiguous().numpy()]
     return len(train) + len(held) - len(shown.union(held)), sum(image in shown for image in held)
+
+
+def embedded(name: str, card: Mapping[str, Any], train: Split, test: Split, options: Options) -> Data:
+    """The data of two splits whose classes, source, licence and checksum are those of a ``card``."""
+    return Data(
+        name=name,
+        train=train,
+        test=test,
+        classes=tuple(str(c) for c in card["classes"]),
+        transform=Uint8Image(),
+        source=str(card["source"]),
+        licence=str(card["licence"]),
+        sha256=str(card["sha256"]),
+        options=options,
+    )

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NoReturn, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from sfumato.core import RNG
-from sfumato.errors import Refusal
 from sfumato.spaces.manifold import dimensions, tolerance
-from sfumato.trees import flat_sum
+from sfumato.trees import against, flat_sum
 
 
 @final
@@ -85,9 +84,13 @@ class Simplex:
         k = like.shape[-1]
         return self.dof(like) / max(k - 1, 1) * (math.log(k) / 2 - math.lgamma(k))
 
-    def log_spread(self, x: Tensor, y: Tensor, share: Any) -> NoReturn:
-        """Refused: the uniform law drawn in towards an inner point has no density in closed form here."""
-        raise Refusal("Simplex has no closed-form density of a geodesic path; use Torus, Sphere or SO3")
+    def log_spread(self, x: Tensor, y: Tensor, share: Any) -> Tensor:
+        """Uniform on a copy of the simplex, ``share`` times as large and with ``x`` where ``x`` was."""
+        share = torch.as_tensor(against(share, y), dtype=y.dtype, device=y.device).clamp(min=1e-12)
+        end = x + (y - x) / share  # where the way through y to x began
+        inside = (end >= -4 * tolerance(y)).flatten(1).all(1)
+        shrunk = self.dof(y) * share.log().flatten()
+        return torch.where(inside, -shrunk - self.log_volume(y), -math.inf)
 
     def coordinates(self, x: Tensor) -> Tensor:
         """The numbers themselves, ``[b, m]``."""
