@@ -25,7 +25,7 @@ from sfumato.data.views import View
 from sfumato.errors import Refusal
 
 
-def _plane(x: np.ndarray) -> tuple[np.ndarray, tuple[str, str], tuple[float, float]]:
+def plane(x: np.ndarray) -> tuple[np.ndarray, tuple[str, str], tuple[float, float]]:
     """Two coordinates of states to draw, their names and their limits."""
     if x.shape[1:] == (2,):
         return np.degrees(x), ("phi (degrees)", "psi (degrees)"), (180.0, 180.0)
@@ -33,7 +33,7 @@ def _plane(x: np.ndarray) -> tuple[np.ndarray, tuple[str, str], tuple[float, flo
         longitude, latitude = np.arctan2(x[:, 1], x[:, 0]), np.arcsin(np.clip(x[:, 2], -1, 1))
         return np.degrees(np.stack([longitude, latitude], 1)), ("longitude", "latitude"), (180.0, 90.0)
     # a rotation by where it takes the north pole
-    return _plane(x[:, :, 2])
+    return plane(x[:, :, 2])
 
 
 @final
@@ -52,7 +52,7 @@ class Points:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        xy, names, limits = _plane(np.asarray(samples.x, dtype=np.float64))
+        xy, names, limits = plane(np.asarray(samples.x, dtype=np.float64))
         figure = Figure(figsize=(5, 5 * limits[1] / limits[0]), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
