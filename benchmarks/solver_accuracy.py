@@ -9,7 +9,7 @@ the probability-flow ODE from that noise, divided by the root mean square norm o
 process and take turns, number by number.
 
 * **auto**: what ``sampler="auto"`` picks from (NFE, schedule, guidance) alone: one rule, nothing chosen afterwards
-* **ours, best**: the best of all our solvers x grids, chosen after the fact, cell by cell
+* **ours, best**: the best of our registered solvers x grids, chosen after the fact, cell by cell
 * **theirs, best**: the best of all peers' solvers x grids, chosen in the same way; see ``solver_peers.py``
 
 Every mixture x schedule is stored in ``results/solver_accuracy.json`` when it is done: the same command continues where
@@ -166,6 +166,7 @@ from the same noise, divided by the root mean square norm of those ends, with at
 
 *Auto* is the rule above.  *Ours, best* and *theirs, best* are each the best of all solvers and grids, chosen after the
 fact in every cell, among some {contestants} contestants ({versions}).
+Ours are what `--sampler` and `--grid` take, as they stand in the table.
 A ratio below 1 means that our error is the smaller one.  In 64 dimensions a single start that ends in another mode
 moves the mean by 5e-3.  The first table counts the cells in which our error is no larger than theirs.
 
@@ -249,7 +250,7 @@ def main() -> None:
         record = json.loads(options.out.read_text())
     else:
         record = run(options.mixtures, options.schedules, options.nfe, options.out)
-    print("\n" + scores(record["cells"]))
+    print("\n" + scores(record["cells"]) + "\n" + table(record["cells"]))
     write(record, options.page)
     print(f"written: {options.page}")
 

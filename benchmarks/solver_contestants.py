@@ -5,8 +5,8 @@ model, asked at the very level the solver stands at.
 
 Grids.  A level is the ratio ``u = sigma / alpha``.  Every library runs on the grids that it offers itself
 (``offered``), and besides on grids that anyone can take (:func:`common`), among them our own ``shifted``: a solver
-loses by what it computes, not by where it was asked to.  A grid ends in 0, or at a small level ``low``, where the state
-is taken as it is, in the scale ``alpha^2 + sigma^2 = 1``.
+loses by what it computes, not by where it was asked to.  A grid ends in 0, or, for others, at a small level ``low``,
+where the state is taken as it is, in the scale ``alpha^2 + sigma^2 = 1``.
 """
 
 from __future__ import annotations
@@ -111,7 +111,12 @@ def spaced(kind: str, top: float, low: float, n: int) -> np.ndarray:
     return np.asarray(np.linspace(top ** (1 / 7), low ** (1 / 7), n) ** 7)  # Karras et al. 2022
 
 
-SHIFTED = {"shifted 1.6 1.5": (1.6, 1.5), "shifted 1 1.3": (1.0, 1.3), "shifted 2 1.6": (2.0, 1.6)}
+SHIFTED = {
+    "shifted 1.6 1.5": (1.6, 1.5),
+    "shifted 1 1.3": (1.0, 1.3),
+    "shifted 2 1.6": (2.0, 1.6),
+    "shifted 4 2": (4.0, 2.0),
+}
 
 
 def shifted(problem: Problem, name: str, n: int) -> np.ndarray:
@@ -153,18 +158,13 @@ OUR_SOLVERS = (
         "adams",
         "adams:predictor=3:corrector=4",
     ),
-    *("adams:predictor=4:corrector=4", "adams:predictor=4:corrector=0"),
+    *("adams:predictor=4:corrector=4", "adams:predictor=4:corrector=0", "adams:last=1", "adams:last=3"),
+    *(f"adams:predictor={p}:corrector=4:last={k}" for p, k in ((3, 1), (3, 3), (4, 1), (4, 3))),
 )
 OUR_GRIDS = (
     *("uniform", "quadratic", "trailing", "uniform-logsnr", "karras", "karras:sigma_min=0.01", "karras:sigma_min=0.03"),
     *("karras:sigma_min=0.1", "shifted", "shifted:shift=0.8:rho=1", "shifted:shift=1:rho=1.3"),
-    "shifted:shift=2:rho=1.6",
-)
-#: Those that also run on the common grids that stop above 0, as the solvers of azula do.
-STOPPING = (
-    *(f"adams:predictor={p}:corrector={c}" for p, c in ((2, 0), (3, 0), (1, 2), (2, 3), (3, 4), (4, 4))),
-    *("dpm-solver:p=2:method=multistep", "dpm-solver:p=3:method=multistep", "unipc:p=2", "unipc:p=3", "lms:p=3"),
-    *("deis:p=3", "dpmpp-2m", "dpmpp-3m", "unipc:p=2:variant=bh1"),
+    *("shifted:shift=2:rho=1.6", "shifted:shift=3:rho=2", "shifted:shift=4:rho=2"),
 )
 
 
@@ -183,18 +183,6 @@ def run_ours(sampler: Any, grid: Callable[..., Tensor], problem: Problem, nfe: i
     return None
 
 
-def run_stopping(sampler: Any, kind: str, low: float, problem: Problem, nfe: int) -> Tensor | None:
-    """One evaluation a step on a common grid down to ``low``."""
-    levels = torch.from_numpy(common(problem, kind, low, False, nfe))
-    times = schedules.time_at(problem.process.schedule, -2 * levels.log())
-    times[0] = 1.0
-    model = Counted(problem)
-    x: Tensor = sf.sample(model, problem.process, sampler, times, problem.x1)
-    assert model.calls <= nfe
-    alpha, sigma = at(problem.process.schedule, float(times[-1]))
-    return x / math.hypot(alpha, sigma)
-
-
 def run_auto(problem: Problem, nfe: int) -> Tensor | None:
     choice, model = choose(problem.process.schedule, nfe), Counted(problem)
     x: Tensor = sf.sample(model, problem.process, choice.build(), choice.times(), problem.x1)
@@ -203,13 +191,8 @@ def run_auto(problem: Problem, nfe: int) -> Tensor | None:
 
 
 def ours() -> Iterator[Contestant]:
-    """``auto``, and every deterministic solver of one run on every grid."""
+    """``auto``, and every deterministic solver on every grid, by the names that ``--sampler`` and ``--grid`` take."""
     yield Contestant("sfumato", "auto", "its rule", run_auto)
     for solver in OUR_SOLVERS:
         for grid in OUR_GRIDS:
             yield Contestant("sfumato", solver, grid, partial(run_ours, sf.samplers.build(solver), grids.build(grid)))
-    for solver in STOPPING:
-        spaced_to = [(kind, low) for kind in ("flow time", "log", "karras") for low in (0.01, 0.03, 0.1)]
-        for kind, low in (*spaced_to, *((kind, 0.0) for kind in SHIFTED)):
-            run = partial(run_stopping, sf.samplers.build(solver), kind, low)
-            yield Contestant("sfumato", solver, f"{named(kind, low, False)}, stopped", run)

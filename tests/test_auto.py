@@ -101,6 +101,39 @@ def test_adams_of_one_velocity_is_ddim() -> None:
         check_same_path(Adams(1, 0), sf.samplers.get("ddim"), process, three_modes(), LIKE, grid, 1e-9)
 
 
+def test_adams_of_last_steps_alone_is_ddim_up_and_down() -> None:
+    """Where every step is one of the last, the predictor has one velocity, whatever it remembers."""
+    process = process_of("linear")
+    model, grid = three_modes().denoiser(process), sf.grids.get("shifted")(process.schedule, 3)
+    check_same_path(Adams(3, 0, 3), sf.samplers.get("ddim"), process, three_modes(), LIKE, grid, 1e-9)
+    data = three_modes().sample(8, sf.Stream(1))
+    risen = [sf.samplers.invert(model, process, s, grid, data) for s in (Adams(3, 0, 3), sf.samplers.get("ddim"))]
+    assert torch.allclose(*risen, rtol=0, atol=1e-9)
+    longer = sf.grids.get("shifted")(process.schedule, 4)
+    x1 = process.prior(LIKE).draw(sf.Stream(0))
+    ends = [sf.sample(model, process, Adams(3, 0, k), longer, x1) for k in (0, 2, 3)]
+    assert len({round(float(x.sum()), 9) for x in ends}) == 3
+
+
+@pytest.mark.parametrize(("predictor", "corrector"), [(2, 3), (3, 4), (2, 0)])
+def test_a_last_step_of_first_order_leaves_two(predictor: int, corrector: int) -> None:
+    sampler = Adams(predictor, corrector, 1)
+    assert sampler.order == 2
+    whole = check_order_at_ends(sampler, process_of("flow"), three_modes())
+    assert abs(whole - 2) < 0.1
+
+
+@pytest.mark.parametrize("schedule", ["linear", "karras", "flow"])
+def test_low_order_at_the_end_pays_on_six_steps_in_many_dimensions(schedule: str) -> None:
+    process, oracle = process_of(schedule), unequal()
+    x1 = process.prior(torch.zeros(64, 64, dtype=torch.float64)).draw(sf.Stream(3))
+    truth = oracle.flow(process, x1, 1.0, 0.0)
+    grid, model = sf.grids.shifted(process.schedule, 6, 4.0, 2.0), oracle.denoiser(process)
+    ends = [sf.sample(model, process, Adams(2, 3, k), grid, x1) for k in (0, 3)]
+    plain, eased = (float((x - truth).norm(dim=1).median()) for x in ends)  # some start ends in another mode by either
+    assert eased < 0.75 * plain, (plain, eased)
+
+
 def test_adams_depends_on_the_path_not_on_the_schedule() -> None:
     """The same levels on two schedules are the same walk, rescaled."""
     oracle, ends = three_modes(), []

@@ -191,6 +191,25 @@ def test_a_picture_of_schedules(tmp_path: Path) -> None:
         sf.schedules.plot([], tmp_path / "none.png")
 
 
+def test_a_picture_of_grids(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from sfumato.schedules.plots import along
+
+    schedule, image = sf.schedules.get("flow"), torch.full((4, 4), 0.5)
+    path = sf.grids.plot(["uniform", "karras:rho=5"], tmp_path / "two.png", schedule, 4, image)
+    with Image.open(path) as picture:
+        assert picture.width > 600
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 8
+    drawn = along(schedule, image, [1.0, 0.5, 0.0])
+    assert drawn.shape == (4, 12)
+    assert torch.equal(drawn[:, 8:], image)
+    with pytest.raises(sf.Refusal, match="unknown grid"):
+        sf.grids.plot("karas", tmp_path / "none.png", schedule)
+    with pytest.raises(sf.Refusal, match="no grid"):
+        sf.grids.plot([], tmp_path / "none.png", schedule)
+
+
 def test_what_an_image_looks_like_along_a_schedule() -> None:
     from sfumato.schedules.plots import strip, table
 

@@ -114,3 +114,31 @@ def test_unknown_recipes_and_settings_are_told(
     assert "unknown recipe 'edn'" in capsys.readouterr().err
     assert script.main(arguments(tmp_path, "--only", "edm", "--set", "lrr=1")) == 1
     assert "edm: unknown setting 'lrr'" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ what is committed
+
+COMMITTED = Path(__file__).parents[1] / "benchmarks" / "results" / "recipes"
+
+
+def test_every_recipe_is_measured_and_legible_at_some_budget(script: ModuleType) -> None:
+    found = script.stored(COMMITTED)
+    assert {result["recipe"] for result in found if not result["longer"]} == set(script.ENTRIES)
+    assert {result["recipe"] for result in found if script.legible(result)} == set(script.ENTRIES)
+    for result in found:
+        assert result["asked"]["n"] == 2000
+        assert result["sampling"]["milliseconds_per_sample"] > 0, result["name"]
+        if not result["longer"]:
+            assert result["asked"]["minutes"] == 3
+
+
+def test_the_page_is_what_is_stored(script: ModuleType) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes-table.md").read_text(encoding="utf-8")
+    assert page == script.page(script.stored(COMMITTED), "pictures/recipes.png")
+
+
+def test_edm_costs_no_less_by_its_bound() -> None:
+    """Of one run: bits per dimension by the probability-flow ODE, and the variational bound of the chain."""
+    likelihood = json.loads((COMMITTED / "edm.json").read_text())["likelihood"]
+    values = {record["name"]: record["value"] for record in likelihood}
+    assert values["bits-per-dim-vlb"] >= values["bits-per-dim"] > 1

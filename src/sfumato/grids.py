@@ -8,10 +8,11 @@ practice (leading, linspace, trailing) read the number of training steps from th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -260,6 +261,23 @@ def build(text: str) -> Callable[[Schedule, int], Grid]:
 def names() -> list[str]:
     """The names of all grids."""
     return list(_GRIDS)
+
+
+def plot(
+    which: str | Sequence[str], path: str | Path, schedule: Schedule, n: int = 10, image: Tensor | None = None
+) -> Path:
+    """Draw grids of ``n`` steps, named as for :func:`build`, into a PNG at ``path``: their times, the log-SNR that they
+    step through on ``schedule``, and an image at each.
+
+    ``image``: ``[h, w]`` in [-1, 1]; a digit of the embedded set unless given.  Raises :class:`Refusal` for an unknown
+    name or setting, and where there is nothing to draw.
+    """
+    from sfumato.schedules.plots import draw_grids
+
+    listed = [which] if isinstance(which, str) else list(which)
+    if not listed:
+        raise Refusal("no grid to draw; give a name")
+    return draw_grids([(text, build(text)(schedule, n).tolist()) for text in listed], schedule, path, image)
 
 
 def validate(grid: Any) -> list[float]:

@@ -10,8 +10,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the corrector is never applied",
         "samplers/adams.py",
-        "if self.corrector and past.clocks:",
-        "if self.corrector and not past.clocks:",
+        "        if self.corrector and past.z is not None:",
+        "        if False and past.z is not None:",
         (f"{AUTO}::test_adams_has_its_order", f"{AUTO}::test_adams_depends_on_the_path_not_on_the_schedule"),
     ),
     Mutant(
@@ -24,8 +24,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "the state is not rescaled at the end of a step",
         "samplers/adams.py",
-        "* (alpha_s + sigma_s), Moved",
-        "* (alpha_t + sigma_t), Moved",
+        "tau, end) * (alpha_s + sigma_s)",
+        "tau, end) * (alpha_t + sigma_t)",
         (f"{AUTO}::test_adams_of_one_velocity_is_ddim",),
     ),
     Mutant(
@@ -56,5 +56,26 @@ MUTANTS: tuple[Mutant, ...] = (
         "lambda: alpha * eps - sigma * x0",
         "lambda: sigma * x0 - alpha * eps",
         (f"{ADAPTERS}::test_every_prediction_type_is_one_belief",),
+    ),
+    Mutant(
+        "the last steps extrapolate like the others",
+        "samplers/adams.py",
+        "used = 1 if ending else self.predictor",
+        "used = self.predictor",
+        (f"{AUTO}::test_adams_of_last_steps_alone_is_ddim_up_and_down",),
+    ),
+    Mutant(
+        "all steps of a rising grid are its last",
+        "samplers/adams.py",
+        "ending = s < t <= past.ending or past.ending <= t < s",
+        "ending = t <= past.ending",
+        (f"{AUTO}::test_adams_of_last_steps_alone_is_ddim_up_and_down",),
+    ),
+    Mutant(
+        "one last step too few",
+        "samplers/adams.py",
+        "grid[-1 - min(self.last, len(grid) - 1)]",
+        "grid[-min(self.last, len(grid) - 1)]",
+        (f"{AUTO}::test_a_last_step_of_first_order_leaves_two",),
     ),
 )

@@ -9,10 +9,15 @@ There the ordinary methods of Adams apply (Hairer, Norsett and Wanner 1993, sect
 polynomial through the last velocities, and the velocity found at the end of a step also corrects that step, at no
 evaluation, before the next one begins (as in UniPC: Zhao et al. 2023).  No end is special: the step to ``sigma = 0`` is
 extrapolated like any other, and ``alpha = 0`` leaves a history.
+
+On few steps the last ones are the longest beside what happens in them, and a line through two velocities overshoots
+there.  ``last`` of them are predicted from one velocity (and still corrected by all), as the published code of
+DPM-Solver++ and UniPC lowers its order at the end.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -28,11 +33,14 @@ from sfumato.schedules import at
 
 
 class Moved(NamedTuple):
-    """The carry: the last velocities and their clocks, oldest first, and the state the last step went out from."""
+    """The carry: the last velocities and their clocks, oldest first, the state the last step went out from, and the
+    time from which on steps are predicted from one velocity.
+    """
 
-    velocities: tuple[Tensor, ...]
-    clocks: tuple[float, ...]
-    z: Tensor
+    velocities: tuple[Tensor, ...] = ()
+    clocks: tuple[float, ...] = ()
+    z: Tensor | None = None
+    ending: float = math.nan
 
 
 @final
@@ -41,18 +49,21 @@ class Adams:
     """The method of Adams with ``predictor`` (1 to 4) and ``corrector`` (0 for none, 2 to 4) velocities.
 
     The corrector's include the one found at the end of the step, so it may use one more than the predictor.  The first
-    steps use as many as there are.  ``predictor=1, corrector=0`` is DDIM.  States of a trajectory are predictions; the
-    steps go on from corrected ones.  Raises :class:`Refusal` for an unknown setting.
+    steps use as many as there are, the ``last`` (0 to 3) ones predict with one.  ``predictor=1, corrector=0`` is DDIM.
+    States of a trajectory are predictions; the steps go on from corrected ones.  Raises :class:`Refusal` for an unknown
+    setting.
     """
 
     predictor: int = 2
     corrector: int = 3
+    last: int = 0
     takes: ClassVar[str] = "belief"
     evaluations: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         require_choice(self, "predictor", (1, 2, 3, 4))
         require_choice(self, "corrector", (0, 2, 3, 4))
+        require_choice(self, "last", (0, 1, 2, 3))
         if self.corrector > self.predictor + 1:
             raise Refusal(
                 f"Adams: corrector={self.corrector} needs more velocities than predictor={self.predictor} remembers; "
@@ -62,14 +73,16 @@ class Adams:
     @property
     def order(self) -> int | None:
         """The corrector's where there is one, at most 3, else the predictor's, at most 2: the first step, of first
-        order, holds more velocities back (with one they pay on few steps, where orders are not reached).
+        order, holds more velocities back (with one they pay on few steps, where orders are not reached).  A last step
+        of first order leaves 2.
         """
-        return min(self.corrector, 3) if self.corrector else min(self.predictor, 2)
+        order = min(self.corrector, 3) if self.corrector else min(self.predictor, 2)
+        return min(order, 2) if self.last else order
 
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
         """Refuses a process without (alpha, sigma); the history is empty."""
         require_path(process, self)
-        return None
+        return Moved(ending=grid[-1 - min(self.last, len(grid) - 1)] if self.last else math.nan)
 
     def step(
         self, model: Any, process: Any, x: Tensor, t: float, s: float, carry: Carry, rng: RNG | None
@@ -83,16 +96,19 @@ class Adams:
         """The update for a belief already formed."""
         (alpha_t, sigma_t), (alpha_s, sigma_s) = at(process.schedule, t), at(process.schedule, s)
         tau, end = sigma_t / (alpha_t + sigma_t), sigma_s / (alpha_s + sigma_s)
+        past: Moved = Moved() if carry is None else carry
         if tau == 0:  # upwards from the data, where the noise has no value yet
-            return exact_step(process, x, q.point(), t, s), None
+            return exact_step(process, x, q.point(), t, s), past
         z = x / (alpha_t + sigma_t)
         velocity = (z - q.point()) / tau
-        past: Moved = Moved((), (), z) if carry is None else carry
         velocities, clocks = (*past.velocities, velocity), (*past.clocks, tau)
-        if self.corrector and past.clocks:
+        if self.corrector and past.z is not None:
             z = _moved(past.z, velocities[-self.corrector :], clocks[-self.corrector :], clocks[-2], tau)
         velocities, clocks = velocities[-self.predictor :], clocks[-self.predictor :]
-        return _moved(z, velocities, clocks, tau, end) * (alpha_s + sigma_s), Moved(velocities, clocks, z)
+        ending = s < t <= past.ending or past.ending <= t < s  # false where it is no number
+        used = 1 if ending else self.predictor
+        predicted = _moved(z, velocities[-used:], clocks[-used:], tau, end) * (alpha_s + sigma_s)
+        return predicted, Moved(velocities, clocks, z, past.ending)
 
 
 def _moved(z: Tensor, velocities: tuple[Tensor, ...], clocks: tuple[float, ...], start: float, end: float) -> Tensor:
