@@ -58,7 +58,7 @@ def study(name: str, rounds: int, iterations: int, seed: int = 0) -> tuple[list[
     floor = transport.wasserstein2_squared(other, fresh) ** 0.5
     x0, x1, rows, paths = toys.sample(name, PAIRS, mix(seed, "data")).float(), None, [], []
     for k in range(1, rounds + 1):
-        fit(model, x0, x1, Independent() if x1 is None else None, iterations, mix(seed, "round", k), decay=True)
+        fit(model, x0, x1, Independent() if x1 is None else None, iterations, mix(seed, "round", k))
         moved = transport.walk(model, process, start, steps=STEPS)
         rows.append(
             {

@@ -42,7 +42,7 @@ def test_committed_rows() -> None:
     results = json.loads((BENCHMARKS / "results" / "flow_2d.json").read_text())
     assert results["protocol"] == {
         "iterations": 6000, "batch": 256, "training": 10_000, "carried": 2000, "noise": 0.1,
-        "decay": "linear",
+        "hold": 0.8,
     }  # fmt: skip
     assert len(results["rows"]) == 2 * (3 * 3 + 2)
     for row in results["rows"]:
@@ -64,11 +64,12 @@ def test_checkerboard_likelihood(scripts: Any) -> None:
     assert board["entropy"] - 4 * board["nll_standard_error"] < board["nll"] < 3.78
 
 
-def require_straightening(rows: list[dict[str, Any]]) -> None:
+def require_straightening(rows: list[dict[str, Any]], room: float = 0.0) -> None:
+    """``room``: how much worse than the round before a fresh, shorter run may be where nothing is left to gain."""
     for before, after in pairwise(rows):
         assert after["straightness"] < before["straightness"]
-        assert after["w2_one_step"] < before["w2_one_step"] + 0.02
-        assert after["cost"] < 1.02 * before["cost"]
+        assert after["w2_one_step"] < before["w2_one_step"] + room
+        assert after["cost"] < (1 + room) * before["cost"]
     assert rows[1]["w2_one_step"] < 0.7 * rows[0]["w2_one_step"]
 
 
@@ -81,4 +82,4 @@ def test_committed_rounds() -> None:
 
 
 def test_reflow_rounds(scripts: Any) -> None:
-    require_straightening(scripts[1].study("moons", 2, 2000, seed=7)[0])
+    require_straightening(scripts[1].study("moons", 2, 2000, seed=7)[0], room=0.02)
