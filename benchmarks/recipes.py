@@ -307,7 +307,9 @@ def page(found: list[dict[str, Any]], picture: str) -> str:
         "`python benchmarks/recipes.py` makes this page and continues where it stopped.",
         "",
         "Settings come from a demonstration, not from a search for each recipe: three minutes on a small machine rank "
-        "how fast a method gets somewhere, not how far it goes.",
+        "how fast a method gets somewhere, not how far it goes. Rows were trained one after another, alone on the "
+        "machine; its own speed varies by a quarter from day to day, so the last column says how many steps it made of "
+        "the minutes.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|" + "|".join(["---", *["---:"] * 8, "---", *["---:"] * 3]) + "|",
