@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import sfumato as sf
+from sfumato.denoisers.tokens import Subs, TokenDenoiser
 from sfumato.laws import Categorical, Dirac
 from sfumato.processes.blocks import Blocks
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing, uniform
 from sfumato.testing.processes import check_belief_bridge, check_bridge, check_markov, check_rate
+from sfumato.training.text import BlockBound, BlockNelbo, BlockNet
 
 LENGTH, TOKENS = 4, 3
 MASK = TOKENS
@@ -118,6 +120,82 @@ def test_the_bound_of_exact_beliefs_is_the_entropy(size: int) -> None:
         parts.append(process.rate(exact(x_t, t), x0, x_t, t))
     bound = torch.stack(parts).mean(0)
     assert abs(float(bound.mean()) - entropy) < 4.5 * float(bound.std()) / math.sqrt(n)
+
+
+# ------------------------------------------------------------------------------- the estimate of block diffusion
+
+
+def visible(noisy: Tensor, clean: Tensor, first: int, size: int) -> Tensor:
+    """What the block that begins at place ``first`` sees: clean blocks before it, itself, and masks."""
+    later = torch.full((len(noisy), LENGTH - first - size), MASK)
+    return torch.cat([clean[:, :first], noisy[:, first : first + size], later], 1)
+
+
+class Leaning:
+    """A network whose belief leans, unevenly, on every token that it sees; it is wrong."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        generator = torch.Generator().manual_seed(7)
+        self.weight = torch.randn(LENGTH, LENGTH, TOKENS + 1, TOKENS + 1, generator=generator, dtype=torch.float64)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """``[b, L, K]``."""
+        sites = range(LENGTH)
+        return torch.stack([torch.stack([self.weight[i, j][x[:, j]] for j in sites]).sum(0) for i in sites], 1)
+
+    def blocks(self, noisy: Tensor, clean: Tensor, t: Any, cond: Any) -> Tensor:
+        """As of the transformer: all blocks in one call, here one by one."""
+        size, ends = self.size, range(0, noisy.shape[1], self.size)
+        return torch.cat([self.logits(visible(noisy, clean, k, size))[:, k : k + size] for k in ends], 1)
+
+
+class Knowing(Leaning):
+    """The exact belief in the same place."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        return Exact(table())(x, 0.5).logp.clamp(min=-1e4)
+
+
+def enumerated(net: Leaning) -> Tensor:
+    """The bound of every text ``[81]`` over all sets of masks of a block of ``n`` places: of ``m`` masks it weighs the
+    integral of ``t^(m - 1) (1 - t)^(n - m)``, which is ``(m - 1)! (n - m)! / n!``."""
+    texts, n = torch.tensor(list(itertools.product(range(TOKENS), repeat=LENGTH))), net.size
+    total = torch.zeros(len(texts), dtype=torch.float64)
+    for first in range(0, LENGTH, n):
+        for count in range(1, n + 1):
+            weight = math.factorial(count - 1) * math.factorial(n - count) / math.factorial(n)
+            for places in itertools.combinations(range(first, first + n), count):
+                noisy = texts.clone()
+                noisy[:, places] = MASK
+                logp = net.blocks(noisy, texts, None, None)[..., :TOKENS].log_softmax(-1)
+                total -= weight * logp.gather(-1, texts[..., None])[:, places, 0].sum(1)
+    return total
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("belief", [Leaning, Knowing])
+def test_the_estimate_of_blocks_is_the_enumerated_bound(belief: type[Leaning], size: int) -> None:
+    """Of a wrong belief, text by text; of the exact one it is ``-log p`` of every text, in any order of places."""
+    process, net, chain = blocks(size), belief(size), sf.oracles.EnumerableChain(table())
+    denoiser = TokenDenoiser(BlockNet(net, process), Subs(process))
+    bound = enumerated(net)
+    if belief is Knowing:
+        assert torch.allclose(bound, -chain.p.flatten().log(), atol=1e-9)
+    else:
+        assert float((chain.p.flatten() * bound).sum()) > chain.entropy + 1
+    # a chain of n steps costs more than the limit, by what it shows at once
+    elbo = chain.elbo(denoiser, process, sf.grids.uniform(sf.schedules.get("flow"), 32)).total
+    assert torch.allclose(elbo, bound, rtol=0.1)
+    rng, n = sf.Stream(5), 5000
+    x0 = chain.sample(n, rng)
+    exact = bound[(x0 * torch.tensor([27, 9, 3, 1])).sum(1)]
+    once = BlockBound()(denoiser, x0, rng.uniform((n,)), None, rng) * LENGTH
+    for found, spread in ((BlockNelbo(draws=8)(denoiser, x0, rng), 0.02), (once, 0.04)):
+        gap = found - exact
+        error = float(gap.std()) / math.sqrt(n)
+        assert error < spread * float(exact.mean())
+        assert abs(float(gap.mean())) < 4.5 * error
 
 
 def test_blocks_that_stand_still_have_no_rate() -> None:

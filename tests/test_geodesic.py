@@ -18,6 +18,7 @@ from sfumato.laws.manifold import Along, WrappedNormal
 from sfumato.nets.mlp import MLP
 from sfumato.oracles import ManifoldData
 from sfumato.processes import Brownian, Circles, Geodesic, Product, Rotations
+from sfumato.processes.interpolant import Interpolant
 from sfumato.samplers.manifold import GeodesicWalk
 from sfumato.spaces import SO3, Simplex, Sphere, Torus
 from sfumato.testing import z_mean
@@ -240,11 +241,13 @@ def test_what_is_no_markov_chain_is_refused() -> None:
     process, x = Geodesic(Torus()), f64([0.5])
     model = ManifoldData(Torus(), [[0.0]]).denoiser(process)
     for sampler in ("ddpm", "ddim:eta=0.5"):
-        with pytest.raises(sf.Refusal, match="a Geodesic is none; use 'ddim'"):
+        with pytest.raises(sf.Refusal, match="and Geodesic is none: there is nothing to draw; use 'ddim'"):
             sf.samplers.trajectory(model, process, sf.samplers.build(sampler), [1.0, 0.0], x, rng=0)
-    product = Product({"angle": process, "point": sf.processes.Gaussian(sf.schedules.get("flow"))})
-    with pytest.raises(sf.Refusal, match="a Geodesic is none"):
-        sf.samplers.trajectory(model, product, sf.samplers.get("ddpm"), [1.0, 0.0], {"angle": x, "point": x}, rng=0)
+        product = Product({"angle": process, "point": Interpolant(sf.schedules.get("flow"))})
+        with pytest.raises(sf.Refusal, match="and Product is none: there is nothing to draw; use 'ddim'"):
+            sf.samplers.trajectory(
+                model, product, sf.samplers.build(sampler), [1.0, 0.0], {"angle": x, "point": x}, rng=0
+            )
     for call in (
         lambda: process.forward(x, 0.2, 0.4),
         lambda: process.bridge(x, Dirac(x), 0.4, 0.2),
@@ -264,9 +267,9 @@ def test_what_does_not_fit_is_refused() -> None:
         Brownian(Circles()).marginal(x, 0.5, end=x)
     rotations = Brownian(Rotations())
     eye = torch.eye(3, dtype=torch.float64)[None]
-    with pytest.raises(sf.Refusal, match="use the sampler GeodesicWalk"):
+    with pytest.raises(sf.Refusal, match="use the sampler 'walk'"):
         rotations.bridge(eye, Dirac(eye), 0.5, 0.2).draw(sf.Stream(0))
-    with pytest.raises(sf.Refusal, match="needs a Brownian process, not Geodesic"):
+    with pytest.raises(sf.Refusal, match="needs a Brownian process, not Geodesic; use 'ddim'"):
         sf.samplers.trajectory(None, Geodesic(Torus()), GeodesicWalk(), [1.0, 0.0], x, rng=0)
     with pytest.raises(sf.Refusal, match="eta=2"):
         GeodesicWalk(2.0)

@@ -416,11 +416,17 @@ def test_refusals() -> None:
     model, x1 = CHAIN.posterior(MASKED), torch.full((1, L), V)
     gaussian = sf.processes.Gaussian(FLOW)
     for name in ("tau-leaping", "discrete-euler"):
-        with pytest.raises(sf.Refusal, match="steps the rates of a Jump process, and Gaussian has none; use 'ddpm'"):
+        with pytest.raises(
+            sf.Refusal, match="steps the rates of a Jump process, not of Gaussian; use 'ddpm' or 'ddim'"
+        ):
             sf.trajectory(model, gaussian, sf.samplers.get(name), [1.0, 0.0], x1)
     for name in ("confidence", "first-hitting", "ddpm-cache"):
-        for process in (gaussian, PROCESSES["uniform"]):
-            with pytest.raises(sf.Refusal, match=r"decodes masked tokens, and this .* masks none"):
+        for process, message in (
+            (gaussian, "shows masked tokens, and Gaussian has none; use 'ddpm' or 'ddim'"),
+            (PROCESSES["uniform"], "and this Jump process masks none; use 'ddpm' or 'discrete-euler'"),
+            (sf.processes.Blocks(MASKED, 1), "shows the masks of a Jump process, not those of Blocks; use 'ddpm'"),
+        ):
+            with pytest.raises(sf.Refusal, match=message):
                 sf.trajectory(model, process, sf.samplers.get(name), [1.0, 0.0], x1)
     for name in sf.samplers.TOKENS:
         with pytest.raises(sf.Refusal, match="rng is None; pass rng="):

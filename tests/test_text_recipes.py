@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,6 +257,51 @@ def test_watching_sees_every_step(models: dict[str, Any]) -> None:
     assert hidden == sorted(hidden, reverse=True)
 
 
+class Terminal(io.StringIO):
+    """A standard output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_the_text_as_it_appears(book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato.__main__ import run
+    from sfumato.cli.text import HIDDEN
+
+    sf.train("mdlm", book, steps=2, out=tmp_path / "run", quiet=True, **SMALL)
+    for name, value in {"TERM": "xterm", "COLUMNS": "80", "LINES": "60"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", screen := Terminal())
+    assert run(["sample", str(tmp_path / "run"), "--n", "2", "--steps", "5"]) == 0
+    monkeypatch.undo()
+    first, *frames = re.split(r"(step \d+ of 5)", screen.getvalue())
+    assert HIDDEN not in first
+    assert list(dict.fromkeys(frames[::2])) == [f"step {k} of 5" for k in range(6)]
+    shown = dict(zip(frames[::2], (text.count(HIDDEN) for text in frames[1::2]), strict=True))
+    hidden = [shown[f"step {k} of 5"] for k in range(6)]
+    assert hidden[0] == 32
+    assert hidden[-1] == 0
+    assert hidden == sorted(hidden, reverse=True)
+    assert any(0 < count < 32 for count in hidden)
+    assert screen.getvalue().count("-" * 40) == 3  # then what was made, and nothing of it moves
+
+
+@pytest.mark.parametrize("name", ["mdlm", "autoregressive", "block-diffusion"])
+def test_a_refused_sampler_names_one_that_works(name: str, models: dict[str, Any]) -> None:
+    model, refusals = models[name], set()
+    steps = allowed_steps(model.parts, 2)
+    for sampler in [*sf.samplers.names(), "auto"]:
+        try:
+            model.sample(1, steps=steps, sampler=sampler)
+        except sf.Refusal as refusal:
+            refusals.add(str(refusal))
+    mends = {refusal: re.findall(r"'([\w-]+)'", refusal.rpartition("; use ")[2]) for refusal in refusals}
+    assert mends
+    assert all(mends.values()), mends
+    for sampler in {sampler for named in mends.values() for sampler in named}:
+        assert len(model.sample(1, steps=steps, sampler=sampler)[0]) == 32
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -377,6 +424,87 @@ def test_embeddings_that_lie_together_cost_the_reading() -> None:
         denoiser = Stated(lambda x, t: Dirac(torch.ones_like(x)), Gaussian(sf.schedules.get("square-root")), net)
         bound = EmbeddedNelbo(0.001)(denoiser, torch.zeros((3, 2), dtype=torch.int64), sf.Stream(0))
     assert float(bound.mean()) == pytest.approx(2 * math.log(5), rel=0.05)
+
+
+def orthogonal(size: int) -> Any:
+    """An embedding net whose rows stand at right angles, and itself as its network."""
+    from sfumato.training.embedded import EmbeddedNet
+
+    net = EmbeddedNet(torch.nn.Identity(), size, size)
+    with torch.no_grad():
+        net.weight.copy_(torch.eye(size))
+    return net.requires_grad_(False)
+
+
+class Softmax:
+    """The exact belief of independent tokens with these probabilities, at orthogonal embeddings: a softmax's mean."""
+
+    def __init__(self, net: Any, p: torch.Tensor, schedule: Any) -> None:
+        self.net, self.p, self.schedule = net, p, schedule
+
+    def weights(self, x: torch.Tensor, t: Any) -> torch.Tensor:
+        alpha, sigma = sf.schedules.at(self.schedule, t, x)
+        return (alpha / sigma**2 * (x @ self.net.table().T) + self.p.log()).softmax(-1)
+
+    def __call__(self, x: torch.Tensor, t: Any, cond: Any = None) -> Any:
+        return sf.laws.Dirac(self.weights(x, t) @ self.net.table())
+
+
+def test_clamping_moves_a_belief_to_the_likeliest_embedding() -> None:
+    """Orthogonal embeddings: the nearest to the posterior mean is that of the closed softmax's likeliest token."""
+    from sfumato.laws import Dirac, Normal
+    from sfumato.training.embedded import EmbeddedCodec
+
+    size, length, schedule = 5, 3, sf.schedules.get("square-root")
+    net, p = orthogonal(size), torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05])
+    model, codec = Softmax(net, p, schedule), EmbeddedCodec(net, length)
+    x_t = torch.randn(400, length, size, generator=torch.Generator().manual_seed(0))
+    for t in (0.05, 0.4, 0.9):
+        likeliest = model.weights(x_t, t).argmax(-1)
+        assert len(likeliest.unique()) > 1
+        clamped = codec.clamp(model(x_t, t))
+        assert torch.equal(clamped.x, net.table()[likeliest])
+        assert torch.equal(codec.clamp(Normal(model(x_t, t).point(), 0.1)).x, clamped.x)
+        assert torch.equal(codec.clamp(clamped).x, clamped.x)  # an embedding stays where it is
+    shown = net.embed(torch.tensor([[3, 0, 4]]))
+    assert torch.equal(codec.clamp(Dirac(shown)).x, shown)
+
+
+def test_clamped_and_free_walks_differ() -> None:
+    """One step of DDIM goes straight to the belief: clamped it is an embedding, free it is a mean of them."""
+    from sfumato.processes import Gaussian
+    from sfumato.training.embedded import EmbeddedCodec
+
+    size, n, schedule = 5, 64, sf.schedules.get("square-root")
+    net, process = orthogonal(size), Gaussian(schedule)
+    free = Softmax(net, torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]), schedule)
+    codec = EmbeddedCodec(net, 2)
+    clamped = sf.guidance.Mapped(free, codec.clamp)
+    x1 = process.prior(codec.like(n, "cpu")).draw(sf.Streams(range(n)))
+    for steps in (1, 8):
+        grid, sampler = sf.grids.uniform(schedule, steps), sf.samplers.get("ddim")
+        ends = {name: sf.sample(model, process, sampler, grid, x1) for name, model in (("on", clamped), ("off", free))}
+        off = {name: float((x - net.embed(codec.decode(x))).abs().amax()) for name, x in ends.items()}
+        assert off["on"] == 0.0
+        assert off["off"] > 0.01
+    middle = {
+        name: sf.sample(model, process, sf.samplers.get("ddim"), [1.0, 0.5], x1)
+        for name, model in (("on", clamped), ("off", free))
+    }
+    assert float((middle["on"] - middle["off"]).abs().amin()) > 1e-4  # not the last step alone
+
+
+def test_the_setting_clamp_says_whether_states_end_on_embeddings(book: Path) -> None:
+    from sfumato.training.sampling import carry_out, plan
+
+    ends = {}
+    for clamp in (True, False):
+        model = sf.train("diffusion-lm", book, steps=2, quiet=True, **SMALL, clamp=clamp)
+        assert (model.parts.clean is not None) == clamp
+        walked = carry_out(model, plan(model, 2, steps=4)).x
+        ends[clamp] = walked, model.parts.codec.net.embed(model.parts.codec.decode(walked))
+    assert torch.equal(*ends[True])
+    assert not torch.allclose(*ends[False], atol=1e-2)
 
 
 class Stated:

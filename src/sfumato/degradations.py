@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sfumato import spec
@@ -67,13 +67,31 @@ def _checked(x0: Tensor) -> tuple[int, int]:
 # ------------------------------------------------------------------------------------------------------------- heat
 
 
+def _cosine(a: Int64[Tensor, "..."], n: int) -> Float64[Tensor, "..."]:
+    """``cos(pi a / n)`` for whole ``a``, folded into an eighth of a turn: a large angle costs no digit."""
+    a = a % (2 * n)
+    a = torch.minimum(a, 2 * n - a)
+    past = 2 * a > n
+    a = torch.where(past, n - a, a)
+    angle = math.pi / (2 * n)
+    found = torch.where(4 * a > n, torch.sin(angle * (n - 2 * a).double()), torch.cos(angle * (2 * a).double()))
+    return torch.where(past, -found, found)
+
+
 @functools.lru_cache(64)
 def cosines(n: int) -> Float64[Tensor, "n n"]:
     """The orthonormal DCT-II: row ``k`` is ``sqrt(2 / n) cos(pi k (i + 1/2) / n)``, row 0 the constant ``n^-1/2``."""
-    k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64) + 0.5
-    basis = torch.cos(math.pi / n * k * i) * math.sqrt(2 / n)
+    basis = _cosine(torch.arange(n)[:, None] * (2 * torch.arange(n) + 1), 2 * n) * math.sqrt(2 / n)
     basis[0] = n**-0.5
     return basis
+
+
+@functools.lru_cache(64)
+def _waves(n: int) -> Float64[Tensor, "n twice_n"]:
+    """``cos(pi k m / n) / n``, half of it for ``k = 0``: ``m`` is the distance of two pixels or their mirror images."""
+    waves = _cosine(torch.arange(n)[:, None] * torch.arange(2 * n), n) / n
+    waves[0] /= 2
+    return waves
 
 
 def decay(n: int, time: Tensor) -> Tensor:
@@ -83,9 +101,15 @@ def decay(n: int, time: Tensor) -> Tensor:
 
 
 def heat_kernel(n: int, time: Tensor) -> Tensor:
-    """The matrix ``[..., n, n]`` that solves the heat equation on a line of ``n`` pixels for a ``time`` ``[...]``."""
-    basis = cosines(n).to(time.device)
-    return (basis.T * decay(n, time)[..., None, :]) @ basis
+    """The matrix ``[..., n, n]`` that solves the heat equation on a line of ``n`` pixels for a ``time`` ``[...]``.
+
+    By mirror images, which is the cosine basis and one sum less: what pixel ``j`` gets from ``i`` is ``g(i - j) + g(i +
+    j + 1)`` for ``g(m) = sum_k cos(pi k m / n) decay_k / n``, the term of ``k = 0`` halved.  The sum for one time is to
+    the last digit; the product of matrices that makes those of many is off by some of them.
+    """
+    left, waves, i = decay(n, time), _waves(n).to(time.device), torch.arange(n, device=time.device)
+    reach = left @ waves if time.ndim else (left[:, None] * waves).sum(0)
+    return reach[..., (i[:, None] - i).abs()] + reach[..., i[:, None] + i + 1]
 
 
 @functools.lru_cache(256)

@@ -13,9 +13,11 @@ import torch
 import sfumato as sf
 from sfumato import processes
 from sfumato.denoisers import PREDICTIONS, GaussianHead
+from sfumato.oracles import ManifoldData
 from sfumato.processes.interpolant import Bridge, Interpolant, Parabola, SineSquared
 from sfumato.processes.mixed import NUMBERS, TOKENS, Together, join
 from sfumato.samplers import Ancestral
+from sfumato.spaces import Torus
 from sfumato.testing import (
     Independent,
     check_driver,
@@ -32,7 +34,7 @@ from sfumato.testing import (
 )
 
 SCHEDULES = sf.schedules.names()
-SAMPLERS = [name for name in sf.samplers.names() if name not in sf.samplers.TOKENS]
+SAMPLERS = [name for name in sf.samplers.names() if name not in (*sf.samplers.TOKENS, *sf.samplers.WALKS)]
 GRIDS = sf.grids.names()
 MODES = [[2.0, 0.0], [-1.0, 1.7], [-1.0, -1.7]]
 MIXTURE = sf.oracles.GaussianMixture([0.5, 0.3, 0.2], MODES, 0.09)
@@ -236,6 +238,13 @@ GENERAL_CASES: dict[str, tuple[Any, Any, Any, dict[Any, int]]] = {
         Independent({"x": MIXTURE, "kind": TOKENS3}),
         {"x": LIKE, "kind": SITES},
         {Ancestral(): 6},
+    ),
+    # angles on geodesics, which have no noise of their own, beside tokens: one ancestral update for both
+    "product with tokens, on the torus": (
+        processes.Product({"x": processes.Geodesic(Torus()), "kind": processes.Jump(processes.uniform(3), FLOW)}),
+        Independent({"x": ManifoldData(Torus(), Torus().uniform(LIKE.repeat(24, 1), sf.Stream(9))), "kind": TOKENS3}),
+        {"x": LIKE, "kind": SITES},
+        {Ancestral(): 40},
     ),
     "mixed": (
         processes.Mixed(processes.Gaussian(FLOW), 2, 3, sf.schedules.get("cosine-continuous")),

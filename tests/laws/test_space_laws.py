@@ -14,7 +14,6 @@ import sfumato as sf
 from sfumato.laws.manifold import Uniform, WrappedNormal
 from sfumato.oracles import ManifoldData
 from sfumato.processes import Brownian, Circles, Gaussian, Geodesic, Rotations
-from sfumato.samplers.manifold import GeodesicWalk
 from sfumato.spaces import SO3, Euclidean, Simplex, Sphere, SymmetricEdges, Tokens, Torus, ZeroCoM
 from sfumato.spaces.so3 import rotation
 from sfumato.testing import (
@@ -274,12 +273,15 @@ def test_samplers_that_walk_bridges_refuse_rotations_before_the_first_step(name:
     process, shape = BROWNIAN["rotations"]
     x = process.space.uniform(torch.zeros(2, *shape, dtype=torch.float64), sf.Stream(0))
     parts = sf.processes.Product({"pose": process, "x": Gaussian(sf.schedules.get("flow"))})
-    for whole, state in ((process, x), (parts, {"pose": x, "x": torch.zeros(2, 1)})):
-        with pytest.raises(sf.Refusal, match="of Brownian on SO3 has no closed form; use the sampler GeodesicWalk"):
+    for whole, state, mend in (
+        (process, x, "'walk'"),
+        (parts, {"pose": x, "x": torch.zeros(2, 1)}, "PerPart with 'walk' for 'pose', 'ddpm' for 'x'"),
+    ):
+        with pytest.raises(sf.Refusal, match=f"of Brownian on SO3 has no closed form; use {mend}$"):
             sf.samplers.trajectory(lambda *_: None, whole, sf.samplers.build(name), [1.0, 0.0], state, rng=0)
 
 
-WALKS = {"walk": GeodesicWalk(), "ode": GeodesicWalk(0.0)}
+WALKS = {"walk": sf.samplers.get("walk"), "ode": sf.samplers.build("walk:eta=0")}
 
 
 @pytest.mark.parametrize("sampler", WALKS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from sfumato.denoisers.manifold import OnManifold, ScoreHead, VelocityHead, tang
 from sfumato.denoisers.mixed import MixedDenoiser, MixedHead
 from sfumato.denoisers.restorers import RestorationLoss, cold_restorer, heat_restorer
 from sfumato.denoisers.tokens import Posterior, Score, Subs, TokenDenoiser
-from sfumato.laws import Joint
+from sfumato.laws import Dirac, Joint
 from sfumato.nets import TableNet
 from sfumato.nets.mlp import MLP
 from sfumato.oracles import GaussianMixture, ManifoldData
@@ -48,13 +48,16 @@ from sfumato.processes import (
 )
 from sfumato.processes.heat import Widths
 from sfumato.processes.interpolant import Bridge, Interpolant
+from sfumato.schedules import at
 from sfumato.schedules.share import Share
 from sfumato.spaces import SO3, Simplex, Sphere, Torus
 from sfumato.testing import MLP as Perceptron
 from sfumato.testing import Lesson, OracleNet, check_training
 from sfumato.testing.training import seeded
+from sfumato.training.embedded import EmbeddedLoss, EmbeddedNet, LatentLoss, LatentNet
 from sfumato.training.objectives import objective, per_part, prediction_loss
 from sfumato.training.tables import RowLoss
+from sfumato.training.text import BlockBound, BlockNet, NextToken, NextTokenLoss
 from sfumato.training.times import Uniform
 from sfumato.training.token_objectives import D3PM, MDLM, DiscreteFlow, ScoreEntropy
 from sfumato.training.velocity import velocity_loss
@@ -104,6 +107,142 @@ TOKENS: dict[str, Callable[[], Lesson]] = {
     "ordinal": lambda: token_lesson(Jump(discretised_gaussian(3, 0.5), COSINE), Posterior, DiscreteFlow()),
     "rates": lambda: token_lesson(Jump(RateMatrix(RATES), COSINE), Posterior, D3PM(100, 0.0)),
     "blocks": lambda: token_lesson(Blocks(Jump(absorbing(4), FLOW), 1), Subs, ScoreEntropy()),
+}
+
+# ------------------------------------------------------------------------------- texts: blocks, next tokens, vectors
+
+#: Four sites of two tokens: two blocks of two, which are correlated within and across.
+PHRASES = sf.oracles.dirichlet(2, 4)
+
+
+def known(x: Tensor, t: Tensor) -> Tensor:
+    """The exact logits of phrases given the tokens shown, ``[b, L, K]``; the others are masks."""
+    logp: Tensor = PHRASES.posterior(Jump(absorbing(3), FLOW))(x, 0.5).logp
+    return logp.clamp(min=-1e4).float()
+
+
+@dataclass(frozen=True)
+class ByBlocks:
+    """A network that is shown what every block of two may see: its own noisy tokens and the clean ones before."""
+
+    net: Any
+
+    def blocks(self, noisy: Tensor, clean: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """All blocks, in two calls."""
+        left = torch.cat([noisy[:, :2], torch.full_like(clean[:, 2:], 2)], 1)
+        right = torch.cat([clean[:, :2], noisy[:, 2:]], 1)
+        return torch.cat([self.net(left, t[:, 0])[:, :2], self.net(right, t[:, 2])[:, 2:]], 1)
+
+
+def block_lesson() -> Lesson:
+    process = Blocks(Jump(absorbing(3), FLOW), 2)
+    net = seeded(lambda: Sites(4, 3))
+    models = (TokenDenoiser(BlockNet(ByBlocks(own), process), Subs(process)) for own in (net, known))
+    return Lesson(net, *models, PHRASES.sample, lambda m, x0, t, rng: BlockBound()(m, x0, t, None, rng))
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """A network that is shown, for every place, the tokens before it and masks; they come one place later."""
+
+    net: Any
+    settings: ClassVar[dict[str, int]] = {"vocabulary": 3}
+
+    def __call__(self, before: Tensor, t: Any, cond: Any = None) -> Tensor:
+        sites, zero = range(before.shape[1]), torch.zeros(len(before))
+        seen = [torch.cat([before[:, 1 : k + 1], torch.full_like(before[:, k:], 2)], 1) for k in sites]
+        return torch.stack([self.net(x, zero)[:, k] for k, x in enumerate(seen)], 1)
+
+
+def next_lesson() -> Lesson:
+    process = Blocks(Jump(absorbing(3), FLOW), 1)
+    net = seeded(lambda: Sites(4, 3))
+    models = (TokenDenoiser(NextToken(LeftToRight(own)), Subs(process)) for own in (net, known))
+    return Lesson(net, *models, PHRASES.sample, lambda m, x0, t, rng: NextTokenLoss()(m, x0, t, None, rng))
+
+
+class Vectors(nn.Module):
+    """A perceptron from vectors ``[b, places, inputs]`` to ``[b, places, outputs]``, which may see no time."""
+
+    def __init__(self, places: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inner, self.shape = MLP(places * inputs, places * outputs, width=64, depth=2), (places, outputs)
+
+    def forward(self, x: Tensor, t: Tensor | None, cond: Any = None) -> Tensor:
+        out: Tensor = self.inner(x.flatten(1), torch.zeros(len(x)) if t is None else t)
+        return out.reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The exact law of :data:`CHAIN`'s texts from noise about codes of one length, ``[n, places, d]``."""
+
+    codes: Tensor
+
+    def law(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
+        """Of every text, ``[b, n]`` float64."""
+        near = torch.einsum("bpd,npd->bn", (alpha / sigma**2 * x).double(), self.codes.double())
+        return (near + CHAIN.p.flatten().log()).softmax(1)
+
+    def sites(self, law: Tensor) -> Tensor:
+        """Of every site, ``[b, 2, 3]``."""
+        return torch.einsum("bn,nlk->blk", law, one_hot(CHAIN.sequences, 3).double())
+
+
+def embedded_lesson() -> Lesson:
+    """Embeddings at right angles stand still.  The exact prediction is ``sqrt(3) u`` with ``2 (u - p) / 3 + softmax(3
+    u) - p = 0`` for the posterior ``p`` of a site: the square error and the reading of the prediction, least together.
+    """
+    head = GaussianHead(Gaussian(sf.schedules.get("square-root")), "x0")
+    net = seeded(lambda: Vectors(2, 3, 3))
+
+    def predicted(x: Tensor, t: Tensor, cond: Any) -> Any:
+        p = codes.sites(codes.law(x, *at(head.process.schedule, t, x)))
+        u = p
+        for _ in range(60):
+            u = u - 0.6 * (2 / 3 * (u - p) + (3 * u).softmax(-1) - p)
+        return Dirac((math.sqrt(3) * u).to(x))
+
+    both = [EmbeddedNet(own, 3, 3).requires_grad_(False) for own in (net, OracleNet(predicted, head))]
+    for own in both:
+        own.weight.copy_(torch.eye(3))
+    codes = Codes(both[0].embed(CHAIN.sequences))
+    net.requires_grad_(True)
+    loss = EmbeddedLoss(0.001)
+    models = (Preconditioned(own, head) for own in both)
+    return Lesson(net, *models, CHAIN.sample, lambda m, x0, t, rng: loss(m, x0, t, None, rng))
+
+
+def latent_lesson() -> Lesson:
+    """Both tokens share a latent that stands still; decoder and velocity are learned."""
+    head, blur = GaussianHead(Gaussian(FLOW), "flow"), 1.0
+
+    def mean(x: Tensor, t: Tensor, cond: Any) -> Any:
+        law = codes.law(x, *at(head.process.schedule, t, x))
+        return Dirac(torch.einsum("bn,npd->bpd", law, codes.codes.double()).to(x))
+
+    def read(z: Tensor, t: Any) -> Tensor:
+        return codes.sites(codes.law(z, 1.0, blur)).clamp(min=1e-12).log().to(z)
+
+    def alone(grouped: Tensor, t: Any) -> Tensor:
+        return grouped
+
+    own = tuple(seeded(lambda: Vectors(1, 6, 6), seed) for seed in (0, 1))
+    with torch.random.fork_rng(devices=[]):
+        nets = [LatentNet(net, alone, decoder, 3, 3, 2) for net, decoder in (own, (OracleNet(mean, head), read))]
+    for both in nets:
+        both.tokens.requires_grad_(False).weight.copy_(torch.eye(3))
+    codes = Codes(nets[0].encode(CHAIN.sequences))
+    loss = LatentLoss(blur)
+    models = (Preconditioned(both, head) for both in nets)
+    return Lesson(nets[0], *models, CHAIN.sample, lambda m, x0, t, rng: loss(m, x0, t, None, rng))
+
+
+TEXTS: dict[str, Callable[[], Lesson]] = {
+    "block diffusion": block_lesson,
+    "autoregressive": next_lesson,
+    "embeddings": embedded_lesson,
+    "latents": latent_lesson,
 }
 
 # --------------------------------------------------------------------------------------------------------- manifolds
@@ -325,12 +464,14 @@ NUMBERED: dict[str, Callable[[], Lesson]] = {
 
 # --------------------------------------------------------------------------------------------------------------- law
 
-LESSONS = TOKENS | MANIFOLDS | PICTURES | NUMBERED
+LESSONS = TOKENS | TEXTS | MANIFOLDS | PICTURES | NUMBERED
 #: Steps, the first time, and the excess that is allowed; that of a network of 4 steps is twice as large and more.  Few
 #: points are told apart for certain at early times; on the torus, SO(3) and the simplex the exact velocity jumps where
 #: the ball that a point draws in ends, and a network is smooth.  The heat kernel of SO(3) takes its time.
 TERMS: dict[str, dict[str, Any]] = {
-    **{key: {"steps": 150, "tolerance": 0.03} for key in TOKENS},
+    **{key: {"steps": 150, "tolerance": 0.03} for key in TOKENS | TEXTS},
+    "embeddings": {"steps": 300, "tolerance": 0.06},
+    "latents": {"steps": 300, "tolerance": 0.16},
     **{key: {"steps": 300, "first": 0.4, "tolerance": 0.08} for key in MANIFOLDS},
     **{key: {"steps": 300, "first": 0.4, "tolerance": 0.16} for key in ("torus", "so3", "simplex")},
     "rotations": {"steps": 180, "first": 0.4, "tolerance": 0.08},

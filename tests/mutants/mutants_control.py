@@ -89,8 +89,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "a product's parts at each other's times",
         "processes/product.py",
-        "part.bridge(x_t[key], beliefs[key], t, s, eta)",
-        "part.bridge(x_t[key], beliefs[key], t, s / 2, eta)",
+        "moved(part, x_t[key], beliefs[key], t, s, eta)",
+        "moved(part, x_t[key], beliefs[key], t, s / 2, eta)",
         (f"{PRODUCT}::test_coordinates_and_types_cost_one_network_call_a_step",),
     ),
     Mutant(

@@ -221,9 +221,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "the parts of a product are not asked whether they are Markov",
-        "samplers/ancestral.py",
-        "        require_markov(part, sampler)\n",
-        "        pass\n",
+        "processes/product.py",
+        'return any(getattr(part, "markov", True) for part in self.parts.values())',
+        "return True",
         (f"{GEODESIC}::test_what_is_no_markov_chain_is_refused",),
     ),
     Mutant(

@@ -39,10 +39,10 @@ def live(model: Any) -> Iterator[Callable[[int, int, Any], None] | None]:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(highlight=False), refresh_per_second=12, transient=True) as display:
+    with Live(console=Console(highlight=False), auto_refresh=False, transient=True) as display:
 
         def watch(step: int, steps: int, x: Any) -> None:
-            display.update(Text(f"step {step} of {steps}\n\n{as_text(model, x[0])}"))
+            display.update(Text(f"step {step} of {steps}\n\n{as_text(model, x[0])}"), refresh=True)
 
         yield watch
 

@@ -112,7 +112,7 @@ class Rotations:
 
     def bridge(self, x_t: Tensor, x0: Tensor, sigma_t: Any, sigma_s: Any, eta: float) -> NoReturn:
         """Refused: the product of two heat kernels of SO(3) is no known law."""
-        raise Refusal("a Brownian bridge on SO(3) has no closed form; use the sampler GeodesicWalk")
+        raise Refusal("a Brownian bridge on SO(3) has no closed form; use the sampler 'walk'")
 
     def square_score(self, scale: Any) -> Tensor:
         """Of one rotation."""

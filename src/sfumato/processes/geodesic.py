@@ -88,7 +88,7 @@ class Geodesic:
 
     def _refuse(self, what: str) -> NoReturn:
         raise Refusal(
-            f"a Geodesic's states give both ends away, so it is no Markov chain and has no {what}; use 'ddim'"
+            f"a Geodesic's states give both ends away, so it is no Markov chain and has no {what}; 'ddim' samples it"
         )
 
     def forward(self, x_s: Tensor, s: Time, t: Time) -> NoReturn:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, NoReturn, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -183,6 +183,8 @@ class Interpolant:
     ends: Schedule
     gamma: Bump | None = None
     space: Space = Euclidean()
+    #: Whether states form a Markov chain: samplers that draw noise ask.
+    markov: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         t = torch.linspace(0.0, 1.0, KNOTS, dtype=torch.float64)
@@ -235,7 +237,7 @@ class Interpolant:
 
     def _refuse(self, what: str) -> NoReturn:
         raise Refusal(
-            f"an Interpolant's ends are coupled, so it is no Markov chain and has no {what}; use an ODE solver"
+            f"an Interpolant's ends are coupled, so it is no Markov chain and has no {what}; an ODE solver samples it"
         )
 
     def forward(self, x_s: Tensor, s: Time, t: Time) -> Law[Tensor]:

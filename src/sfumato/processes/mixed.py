@@ -21,7 +21,7 @@ from sfumato.errors import Refusal
 from sfumato.laws import Dirac, Joint
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import absorbing
-from sfumato.processes.product import Product
+from sfumato.processes.product import Product, moved
 
 #: The parts of a state.
 NUMBERS, TOKENS = "numbers", "tokens"
@@ -126,8 +126,8 @@ class Mixed:
     def bridge(self, x_t: Tensor, q: Law[Any], t: Time, s: Time, eta: float = 1.0) -> Together:
         """The law of ``x_s``, part by part; masked tokens take no ``eta``, their law has one form only."""
         beliefs, parts = self.beliefs(q).parts, self.split(x_t)
-        moved = self.gaussian.bridge(parts[NUMBERS], beliefs[NUMBERS], t, s, eta)
-        return Together(Joint({NUMBERS: moved, TOKENS: self.jump.bridge(parts[TOKENS], beliefs[TOKENS], t, s)}))
+        numbers = moved(self.gaussian, parts[NUMBERS], beliefs[NUMBERS], t, s, eta)
+        return Together(Joint({NUMBERS: numbers, TOKENS: self.jump.bridge(parts[TOKENS], beliefs[TOKENS], t, s)}))
 
     def loss(self, q: Law[Any], x0: Tensor, x_t: Tensor, t: Time) -> dict[str, Any]:
         """Per part."""

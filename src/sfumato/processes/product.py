@@ -2,6 +2,11 @@
 
 The contract: a state is a dict with one entry per part; every law is the :class:`~sfumato.laws.Joint` of the parts'
 laws; losses and rates come back per part, so that they can be logged and weighted apart.
+
+A part that is no Markov chain (a geodesic, a coupled path) has no noise of its own, so its bridge is the deterministic
+one at every ``eta``.  Given the data the parts are independent, so their velocities, noise and jumps act side by side;
+with each one's mean over the joint belief they have the joint law of ``x_t`` ("Generator Matching", Holderrieth et al.
+2024, https://arxiv.org/abs/2410.20587), up to an error of order 1 in the step.
 """
 
 from __future__ import annotations
@@ -21,12 +26,24 @@ def parts_of(q: Law[Any]) -> Mapping[str, Law[Any]]:
     return q.parts if isinstance(q, Joint) else {key: Dirac(value) for key, value in q.point().items()}
 
 
+def moved(part: Process[Any], x_t: Any, q: Law[Any], t: Time, s: Time, eta: float) -> Law[Any]:
+    """The bridge of one part; of one that is no Markov chain that of ``eta = 0``, at the belief's point."""
+    if eta > 0 and not getattr(part, "markov", True):
+        return part.bridge(x_t, Dirac(q.point()), t, s, 0.0)
+    return part.bridge(x_t, q, t, s, eta)
+
+
 @final
 @dataclass(frozen=True)
 class Product:
     """Independent processes by name; one network call denoises all parts."""
 
     parts: Mapping[str, Process[Any]]
+
+    @property
+    def markov(self) -> bool:
+        """Whether some part is a Markov chain, so that there is noise to draw."""
+        return any(getattr(part, "markov", True) for part in self.parts.values())
 
     def _each(self, f: Callable[[str, Process[Any]], Any]) -> dict[str, Any]:
         return {key: f(key, part) for key, part in self.parts.items()}
@@ -44,11 +61,14 @@ class Product:
         return Joint(self._each(lambda key, part: part.forward(x_s[key], s, t)))
 
     def bridge(self, x_t: State, q: Law[Any], t: Time, s: Time, eta: float = 1.0) -> Law[Any]:
-        """The joint of the parts' bridges; a belief that is not a joint (or a point) is drawn from first."""
+        """The joint of the parts' bridges; a belief that is not a joint (or a point) is drawn from first.
+
+        Parts that are no Markov chain take no ``eta``.
+        """
         if not isinstance(q, Joint | Dirac):
             return Through(q, lambda belief: self.bridge(x_t, belief, t, s, eta))
         beliefs = parts_of(q)
-        return Joint(self._each(lambda key, part: part.bridge(x_t[key], beliefs[key], t, s, eta)))
+        return Joint(self._each(lambda key, part: moved(part, x_t[key], beliefs[key], t, s, eta)))
 
     def loss(self, q: Any, x0: State, x_t: State, t: Time) -> dict[str, Any]:
         """Per part."""

@@ -1,6 +1,6 @@
 """Samplers: how to walk a grid from the prior to the data with a belief at every step.
 
-``get(name, **settings)`` builds one: ``ddpm``, ``ddpm-large``, ``ddim`` (``eta``), ``euler``, ``heun``, ``dpmpp-2m``;
+``get(name, **settings)`` builds one of :func:`names`: ``ddpm``, ``ddim`` (``eta``), ``heun``, ``walk`` and so on;
 ``build("ddim:eta=0.5")`` reads one from text.
 """
 
@@ -23,6 +23,7 @@ from sfumato.samplers.inversion import inversion, invert
 from sfumato.samplers.jump import DiscreteEuler, TauLeaping
 from sfumato.samplers.jump_masked import CachedAncestral, ConfidenceOrdered, FirstHitting
 from sfumato.samplers.langevin import Langevin, PredictorCorrector, pc
+from sfumato.samplers.manifold import GeodesicWalk
 from sfumato.samplers.multistep import DEIS, LMS, PNDM
 from sfumato.samplers.ode import Euler, Heun
 from sfumato.samplers.parts import PerPart
@@ -56,9 +57,12 @@ registry.add("discrete-euler", DiscreteEuler)
 registry.add("confidence", ConfidenceOrdered)
 registry.add("first-hitting", FirstHitting)
 registry.add("ddpm-cache", CachedAncestral)
+registry.add("walk", GeodesicWalk)
 
 #: The samplers of tokens alone: they take a Jump process.
 TOKENS = ("tau-leaping", "discrete-euler", "confidence", "first-hitting", "ddpm-cache")
+#: The samplers of random walks on manifolds alone: they take a Brownian process.
+WALKS = ("walk",)
 
 
 def get(name: str, **settings: Any) -> Sampler:
@@ -105,6 +109,7 @@ __all__ = [
     "EulerAncestral",
     "EulerMaruyama",
     "FirstHitting",
+    "GeodesicWalk",
     "Heun",
     "Langevin",
     "PNDM",
@@ -115,6 +120,7 @@ __all__ = [
     "Restart",
     "TOKENS",
     "TauLeaping",
+    "WALKS",
     "auto",
     "build",
     "get",

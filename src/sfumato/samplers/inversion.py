@@ -15,6 +15,7 @@ import torch
 from sfumato.core import Cond, Process, Sampler
 from sfumato.errors import Refusal
 from sfumato.grids import validate
+from sfumato.samplers.ancestral import has_tokens
 from sfumato.samplers.driver import Conditioned, require_kind, walk
 
 
@@ -29,8 +30,10 @@ def inversion(
     times = validate(grid)[::-1]
     bound = Conditioned(model, cond)
     require_kind(bound, sampler)
+    if has_tokens(process):
+        raise Refusal(f"tokens of a {type(process).__name__} are drawn: no noise leads to given ones; sample instead")
     if sampler.order is None:
-        raise Refusal(f"{type(sampler).__name__} draws noise and cannot be walked back; invert with 'ddim' or 'heun'")
+        raise Refusal(f"{type(sampler).__name__} draws noise and cannot be walked back; invert with 'ddim'")
     return walk(bound, process, sampler, times, x0, sampler.start(bound, process, times), None)
 
 

@@ -20,7 +20,7 @@ from sfumato.errors import Refusal
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import beside
-from sfumato.samplers.ancestral import require_rng
+from sfumato.samplers.ancestral import advice, require_rng
 from sfumato.samplers.history import require_choice
 
 Tokens = Int[Tensor, "b ..."]
@@ -34,8 +34,8 @@ def require_jump(process: Any, sampler: object) -> Jump:
     """The process, if it is a jump process; raises :class:`Refusal` otherwise."""
     if not isinstance(process, Jump):
         raise Refusal(
-            f"{type(sampler).__name__} steps the rates of a Jump process, and {type(process).__name__} has none; "
-            "use 'ddpm'"
+            f"{type(sampler).__name__} steps the rates of a Jump process, not of {type(process).__name__}; "
+            f"{advice(process)}"
         )
     return process
 

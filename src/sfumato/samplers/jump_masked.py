@@ -22,7 +22,7 @@ from sfumato.guidance.tempered import require_categorical, tempered
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
 from sfumato.randomness import Uniforms
-from sfumato.samplers.ancestral import Ancestral, require_rng
+from sfumato.samplers.ancestral import Ancestral, advice, has_tokens, require_rng
 from sfumato.samplers.history import require_choice
 
 #: The smallest uniform number whose logarithm is taken: half a step of a float32 draw.
@@ -30,13 +30,18 @@ SMALLEST = 2.0**-25
 
 
 def mask_of(process: Any, sampler: object) -> int:
-    """The token that an absorbing process ends in; raises :class:`Refusal` where it is none."""
-    mask = process.kernel.mask if isinstance(process, Jump) else None
-    if mask is None:
+    """The token that an absorbing process ends in; raises :class:`Refusal` where it is none, and for blocks, whose
+    order is fixed."""
+    name = type(sampler).__name__
+    if not isinstance(process, Jump):
         raise Refusal(
-            f"{type(sampler).__name__} decodes masked tokens, and this {type(process).__name__} process masks none; "
-            "use 'ddpm', or 'discrete-euler' for a Jump process"
+            f"{name} shows the masks of a Jump process, not those of {type(process).__name__}; {advice(process)}"
+            if has_tokens(process)
+            else f"{name} shows masked tokens, and {type(process).__name__} has none; {advice(process)}"
         )
+    mask = process.kernel.mask
+    if mask is None:
+        raise Refusal(f"{name} shows masked tokens, and this Jump process masks none; use 'ddpm' or 'discrete-euler'")
     return mask
 
 

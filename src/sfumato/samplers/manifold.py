@@ -16,7 +16,7 @@ from torch import Tensor
 from sfumato.core import RNG, Carry, Law, Process
 from sfumato.errors import Refusal
 from sfumato.processes.brownian import Brownian
-from sfumato.samplers.ancestral import require_rng
+from sfumato.samplers.ancestral import advice, require_rng
 from sfumato.schedules import at
 
 
@@ -44,7 +44,7 @@ class GeodesicWalk:
     def start(self, model: Any, process: Process[Any], grid: list[float]) -> Carry:
         """Refuses any process but a Brownian one."""
         if not isinstance(process, Brownian):
-            raise Refusal(f"GeodesicWalk needs a Brownian process, not {type(process).__name__}; use 'ddim'")
+            raise Refusal(f"GeodesicWalk needs a Brownian process, not {type(process).__name__}; {advice(process)}")
         return None
 
     def step(

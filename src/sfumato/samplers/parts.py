@@ -15,6 +15,7 @@ import torch
 from sfumato.core import RNG, Carry, Process
 from sfumato.errors import Refusal
 from sfumato.processes.product import Product, parts_of
+from sfumato.samplers.ancestral import advice
 
 
 @final
@@ -56,7 +57,8 @@ class PerPart:
             if sampler.evaluations != 1:
                 name = type(sampler).__name__
                 raise Refusal(
-                    f"{name} evaluates part {key!r} {sampler.evaluations} times a step; use ddpm, ddim or dpmpp-2m"
+                    f"{name} evaluates part {key!r} {sampler.evaluations} times a step, and one belief serves all "
+                    f"parts; {advice(process.parts[key])}"
                 )
         return {key: sampler.start(model, process.parts[key], grid) for key, sampler in self.samplers.items()}
 

@@ -26,6 +26,7 @@ from sfumato.guidance.tempered import tempered
 from sfumato.processes.fitted import start
 from sfumato.randomness import Streams
 from sfumato.samplers import auto
+from sfumato.samplers.ancestral import advice
 from sfumato.training import decoding
 from sfumato.training.composition import allowed_steps, level
 from sfumato.training.parallel import ALONE, Processes
@@ -114,7 +115,7 @@ def plan(
     if name == auto.NAME:
         if grid is not None:
             raise Refusal(f"grid={grid}: the sampler 'auto' chooses its own grid; leave the grid out or name a sampler")
-        chosen = auto.choose(_schedule(model, name), count, weight)
+        chosen = auto.choose(_schedule(model, name, advice(model.process)), count, weight)
         solver, spacing = spec.text(chosen.sampler, chosen.settings), spec.text(chosen.grid, chosen.grid_settings)
         count = chosen.steps
     else:
@@ -164,11 +165,11 @@ def _optimised(model: Any, job: Plan) -> grids.Equidistributed:
     return grids.measure(denoiser, model.process, empty, Streams(range(MEASURED)), cond=cond, order=order)
 
 
-def _schedule(model: Any, what: str) -> Any:
+def _schedule(model: Any, what: str, mend: str = "use the grid 'uniform'") -> Any:
     """The schedule of the model's process; refuses ``what`` needs one where there is none."""
     schedule = getattr(model.process, "schedule", None)
     if schedule is None:
-        raise Refusal(f"{what} reads a schedule, and {model.recipe} has none for all its sites; use the grid 'uniform'")
+        raise Refusal(f"{what} reads a schedule, and {model.recipe} has none for all its sites; {mend}")
     return schedule
 
 
