@@ -419,8 +419,10 @@ def test_refusals() -> None:
         with pytest.raises(sf.Refusal, match="steps the rates of a Jump process, and Gaussian has none; use 'ddpm'"):
             sf.trajectory(model, gaussian, sf.samplers.get(name), [1.0, 0.0], x1)
     for name in ("confidence", "first-hitting", "ddpm-cache"):
-        for process in (gaussian, PROCESSES["uniform"]):
-            with pytest.raises(sf.Refusal, match=r"decodes masked tokens, and this .* masks none"):
+        way = [[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0], [0.0, 0.0, 0.0]]  # to the mask by way of another token
+        detour = sf.processes.Jump(sf.processes.RateMatrix(way), FLOW)
+        for process in (gaussian, PROCESSES["uniform"], detour):
+            with pytest.raises(sf.Refusal, match=r"decodes masked tokens, and this .* masks none at once"):
                 sf.trajectory(model, process, sf.samplers.get(name), [1.0, 0.0], x1)
     for name in sf.samplers.TOKENS:
         with pytest.raises(sf.Refusal, match="rng is None; pass rng="):

@@ -21,6 +21,7 @@ from sfumato.errors import Refusal
 from sfumato.guidance.tempered import require_categorical, tempered
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
+from sfumato.processes.kernels import masks
 from sfumato.randomness import Uniforms
 from sfumato.samplers.ancestral import Ancestral, require_rng
 from sfumato.samplers.history import require_choice
@@ -30,12 +31,13 @@ SMALLEST = 2.0**-25
 
 
 def mask_of(process: Any, sampler: object) -> int:
-    """The token that an absorbing process ends in; raises :class:`Refusal` where it is none."""
-    mask = process.kernel.mask if isinstance(process, Jump) else None
+    """The token that an absorbing process turns all into; raises :class:`Refusal` where there is none, or it is reached
+    by way of others."""
+    mask = process.kernel.mask if isinstance(process, Jump) and masks(process.kernel) else None
     if mask is None:
         raise Refusal(
-            f"{type(sampler).__name__} decodes masked tokens, and this {type(process).__name__} process masks none; "
-            "use 'ddpm', or 'discrete-euler' for a Jump process"
+            f"{type(sampler).__name__} decodes masked tokens, and this {type(process).__name__} process masks none at "
+            "once; use 'ddpm', or 'discrete-euler' for a Jump process"
         )
     return mask
 
@@ -152,7 +154,7 @@ class ConfidenceOrdered:
             gumbel = -(-noise.clamp(min=SMALLEST).log()).log()
             scores = scores + self.noise * (1 - alpha_s) * gumbel.to(scores)
         chosen = best(scores, masked, shown.to(x.device)).reshape(x.shape)
-        return torch.where(chosen, tokens, x), whole
+        return process.space.project(torch.where(chosen, tokens, x)), whole
 
 
 # ---- one token at a time, at its own time ------------------------------------------------------------------------
@@ -209,7 +211,8 @@ class FirstHitting:
             if hits % self.at_once == 0:
                 law = require_categorical(model(x, _time_of(process, level.clamp(min=end)).float().to(x.device)), self)
             hits += 1
-            x = _show(law, x, masked, u[:, 1:].to(x.device), walking.to(x.device))
+            shown = _show(law, x, masked, u[:, 1:].to(x.device), walking.to(x.device))
+            x = process.space.project(shown)
 
 
 def _time_of(process: Any, level: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
