@@ -54,7 +54,7 @@ ENTRIES: dict[str, Entry] = {
     "sedd": Entry("sedd", {"kernel": "absorb"}),
     "d3pm-absorb": Entry("d3pm", {"kernel": "absorb"}, bound=False),
     "discrete-flow": Entry("discrete-flow", {"source": "mask"}, bound=False),
-    "d3pm-uniform": Entry("d3pm", {"kernel": "uniform", "auxiliary": 0.0}),
+    "d3pm-uniform": Entry("d3pm", {"kernel": "uniform"}),
     "discrete-flow-uniform": Entry("discrete-flow", {"source": "uniform"}, bound=False),
     "diffusion-lm": Entry("diffusion-lm", bound=False),
     "latent-text": Entry("latent-text", bound=False),

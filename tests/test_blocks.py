@@ -15,7 +15,7 @@ from sfumato.denoisers.tokens import Subs, TokenDenoiser
 from sfumato.laws import Categorical, Dirac
 from sfumato.processes.blocks import Blocks
 from sfumato.processes.jump import Jump
-from sfumato.processes.kernels import absorbing, uniform
+from sfumato.processes.kernels import RateMatrix, absorbing, uniform
 from sfumato.testing.processes import check_belief_bridge, check_bridge, check_markov, check_rate
 from sfumato.training.text import BlockBound, BlockNelbo, BlockNet
 
@@ -217,3 +217,13 @@ def test_what_is_no_whole_number_of_blocks_is_refused() -> None:
         blocks(0)
     with pytest.raises(sf.Refusal, match="absorbing"):
         Blocks(Jump(uniform(4), sf.schedules.get("flow")), 2)
+
+
+def test_masks_that_are_reached_by_way_of_other_tokens_are_refused() -> None:
+    rates = RateMatrix([[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0], [0.0, 0.0, 0.0]])
+    assert rates.mask == 2
+    with pytest.raises(
+        sf.Refusal, match=r"which RateMatrix\(size=3\) does not go to at once; use absorbing"
+    ) as refused:
+        Blocks(Jump(rates, sf.schedules.get("flow")), 2)
+    assert "\n" not in str(refused.value)

@@ -338,6 +338,16 @@ def test_padding_costs_nothing() -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "rows": (lambda: RateMatrix([[-1.0, 0.9], [1.0, -1.0]]), r"row 0 of the rate matrix sums to -0\.1, must be 0"),
+    "own units": (lambda: RateMatrix([[-1e6, 1e6, 0], [1, -0.5, 0], [1, 1, -2]]), r"row 1 of .* sums to 0\.5"),
+    "slow": (lambda: RateMatrix([[-1e-9, 2e-9], [1.0, -1.0]]), "row 0 of the rate matrix sums to 1e-09, must be 0"),
+    "ragged": (lambda: RateMatrix([[1.0, 2.0], [3.0]]), r"a rate matrix of \[\[1.0, 2.0\], \[3.0\]\]: give numbers"),
+    "string": (lambda: RateMatrix("abc"), "a rate matrix of 'abc': give numbers, in rows of one length"),
+    "none": (lambda: RateMatrix(None), "a rate matrix of None: give numbers"),
+    "long": (lambda: RateMatrix([["a"] * 99]), r"a rate matrix of \[\['a', .{40,50}\.\.\.: give numbers"),
+    "ragged law": (lambda: marginal([0.5, [0.5]]), r"pi of \[0.5, \[0.5\]\]: give numbers"),
+    "no law": (lambda: marginal(None), "pi of None: give numbers"),
+    "ragged jumps": (lambda: survival([0.5, [0.1]]), r"jump chances of \[0.5, \[0.1\]\]: give numbers"),
+    "ragged table": (lambda: sf.oracles.EnumerableChain([[1.0], [1.0, 2.0]]), "a table of sequences of"),
     "negative": (lambda: RateMatrix([[1.0, -1.0], [1.0, -1.0]]), "off-diagonal entry of -1"),
     "square": (lambda: RateMatrix([[0.0, 0.0]]), r"shape \(1, 2\)"),
     "closed": (lambda: RateMatrix([[0.0, 0.0], [0.0, 0.0]]), "never forgets"),

@@ -420,10 +420,13 @@ def test_refusals() -> None:
             sf.Refusal, match="steps the rates of a Jump process, not of Gaussian; use 'ddpm' or 'ddim'"
         ):
             sf.trajectory(model, gaussian, sf.samplers.get(name), [1.0, 0.0], x1)
+    way = [[-1.0, 1.0, 0.0], [0.0, -1.0, 1.0], [0.0, 0.0, 0.0]]  # to the mask by way of another token
+    detour = Jump(sf.processes.RateMatrix(way), FLOW)
     for name in ("confidence", "first-hitting", "ddpm-cache"):
         for process, message in (
             (gaussian, "shows masked tokens, and Gaussian has none; use 'ddpm' or 'ddim'"),
-            (PROCESSES["uniform"], "and this Jump process masks none; use 'ddpm' or 'discrete-euler'"),
+            (PROCESSES["uniform"], "and this Jump process masks none at once; use 'ddpm' or 'discrete-euler'"),
+            (detour, "and this Jump process masks none at once; use 'ddpm' or 'discrete-euler'"),
             (sf.processes.Blocks(MASKED, 1), "shows the masks of a Jump process, not those of Blocks; use 'ddpm'"),
         ):
             with pytest.raises(sf.Refusal, match=message):

@@ -334,6 +334,34 @@ def test_every_underscore_of_a_template_is_free(words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "read", "instead"),
+    [
+        ("To ___", "'To ' as 'to '", "to ___"),
+        ("To be, ___ or", "'To be, ' as 'to be '", "to be ___ or"),
+        ("No. 2: ___", "'No. 2: ' as 'no two '", "no two ___"),
+        ("a  ___", "'a  ' as 'a '", "a ___"),
+        ("_ 7", "' 7' as ' seven '", "_ seven "),
+    ],
+)
+def test_infilling_moves_no_given_character(content: str, read: str, instead: str) -> None:
+    of = data(tokenizer="text8").transform
+    with pytest.raises(Refusal) as refused:
+        template(of, content)
+    assert str(refused.value) == (
+        f"the tokenizer text8 of 27 reads {read}, and infilling moves no given character; write {instead!r}, or train "
+        "with tokenizer=characters"
+    )
+    tokens, known = template(of, instead)
+    assert of.tokenizer.decode(tokens[known]) == instead.replace("_", "")
+
+
+def test_a_prompt_is_read_as_the_training_text_was() -> None:
+    of = data(tokenizer="text8").transform
+    tokens, known = prompt(of, "To be, 2")
+    assert of.tokenizer.decode(tokens[known]) == "to be two "
+
+
+@pytest.mark.parametrize(
     ("content", "expected"),
     [("", "the prompt is empty"), ("the lazy dogs jump", "18 tokens, the model 16; shorten it by 2"),
      ("the lazy dogs do", "as many as the model"), ("thé", "unknown character 'é'")],

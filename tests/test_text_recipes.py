@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import inspect
 import json
 import math
 import re
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import sfumato as sf
 from sfumato import recipes
 from sfumato.likelihood.text import bits_per_character
+from sfumato.training import decoding
 from sfumato.training.composition import allowed_steps
 
 TEXT = "To be, or not to be, that is the question:\nWhether 'tis nobler in the mind to suffer\n\n"
@@ -141,6 +143,41 @@ def test_bits_per_character_say_what_they_are(name: str, models: dict[str, Any],
     assert record.settings["standard_error"] > 0
     # a window draws from its own stream: the batch does not matter
     assert bits_per_character(model, data, 12, batch=12).value == pytest.approx(record.value, rel=1e-4)
+
+
+def test_a_text_that_is_cut_into_other_tokens_is_refused(models: dict[str, Any], book: Path, tmp_path: Path) -> None:
+    """Other characters, the same in another order, other tokens: the numbers do not mean what the model learned."""
+    from sfumato.data.text import TextData
+
+    model, other = models["mdlm"], tmp_path / "other.txt"
+    other.write_text("be not to or that is the question\n" * 300)
+    short = sf.data.load(other)
+    again = sf.data.load(book)
+    turned = type(model.transform.tokenizer)(model.transform.tokenizer.alphabet[::-1])
+    for data, told in (
+        (short.prepared(model.settings), r"characters of \d+ \('.+'\)"),
+        (again.cut("bytes", 32), "bytes of 256"),
+        (TextData.of(again.corpus, turned, 32), "characters of "),
+    ):
+        with pytest.raises(
+            sf.Refusal, match=rf"the model reads characters of \d+ \(.+\), .* is cut into {told}"
+        ) as told_so:
+            bits_per_character(model, data, 4)
+        assert "cut it as the model reads: TextData.of(" in str(told_so.value)
+        assert "\n" not in str(told_so.value)
+    own = TextData.of(short.corpus, model.transform.tokenizer, model.transform.length)
+    assert bits_per_character(model, own, 4).value > 0
+
+
+def test_d3pm_adds_the_cross_entropy_where_tokens_are_masked_alone(book: Path) -> None:
+    """The weights of the paper's code for text, unless one is given."""
+    for given, weight in (
+        ({}, 0.01), ({"kernel": "absorb"}, 0.01), ({"kernel": "uniform"}, 0.0), ({"kernel": "gaussian"}, 0.0),
+        ({"kernel": "uniform", "auxiliary": 0.3}, 0.3), ({"auxiliary": 0.0}, 0.0),
+    ):  # fmt: skip
+        model = sf.train("d3pm", book, steps=1, quiet=True, **SMALL, **given)
+        assert model.settings.auxiliary == weight
+        assert model.parts.objective.auxiliary == weight
 
 
 def test_an_untrained_model_knows_nothing(book: Path) -> None:
@@ -323,6 +360,17 @@ def test_what_does_not_fit_is_refused_in_one_line(asked: dict[str, Any], message
     with pytest.raises(sf.Refusal, match=message) as refusal:
         models["mdlm"].sample(2, steps=3, **asked)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_prompt_that_is_no_string_is_refused(models: dict[str, Any]) -> None:
+    given = inspect.unwrap(decoding.given)  # without the check of types that tests alone make
+    for asked, message in (
+        ((5, None), "prompt=5 is no text; give a string"),
+        ((None, ["To _"]), r"infill=\['To _'\] is"),
+    ):
+        with pytest.raises(sf.Refusal, match=message) as refusal:
+            given(models["mdlm"], *asked)
+        assert "\n" not in str(refusal.value)
 
 
 def test_text_is_refused_where_it_cannot_be(models: dict[str, Any], book: Path, tmp_path: Path) -> None:

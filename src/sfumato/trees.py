@@ -67,6 +67,19 @@ def flat_sum(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1) if x.ndim > 1 else x
 
 
+def counted(x: Tensor, sites: Tensor | float) -> Tensor:
+    """``x`` summed over the sites that count, ``[b]``; at those that do not it may be infinite."""
+    return flat_sum(torch.where(sites == 0, 0.0, x) * sites if torch.is_tensor(sites) else x * sites)
+
+
+def site_uniforms(space: Any, shape: tuple[int, ...], rng: Any) -> Tensor:
+    """One uniform number for every site of states of this ``shape``: drawn by the space itself where sites are tied to
+    one another (both copies of an undirected edge get one number)."""
+    own = getattr(space, "uniforms", None)
+    numbers: Tensor = rng.uniform(shape) if own is None else own(shape, rng)
+    return numbers
+
+
 def against(t: Any, x: Tensor) -> Any:
     """Shape a per-sample tensor ``[b]`` to broadcast against ``x`` ``[b, ...]``; numbers and 0-d tensors pass
     through."""

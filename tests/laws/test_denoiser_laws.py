@@ -22,7 +22,7 @@ from sfumato.processes import (
     marginal,
     uniform,
 )
-from sfumato.spaces import SO3, Simplex, Sphere, Torus
+from sfumato.spaces import SO3, Simplex, Sphere, SymmetricEdges, Torus
 from sfumato.testing import (
     MLP,
     Independent,
@@ -121,6 +121,8 @@ TOKENS: dict[str, Any] = {
     "ordinal": Jump(discretised_gaussian(3, 0.5), sf.schedules.get("flow")),
     "rates": Jump(RateMatrix([[-1.5, 1.0, 0.5], [0.2, -0.2, 0.0], [0.6, 1.4, -2.0]]), sf.schedules.get("flow")),
     "blocks": Blocks(Jump(absorbing(4), sf.schedules.get("flow")), 1),
+    "graph": Jump(marginal([0.5, 0.2, 0.3]), sf.schedules.get("flow"), SymmetricEdges(size=3)),
+    "graph, masked": Jump(absorbing(4), sf.schedules.get("flow"), SymmetricEdges(size=4)),
 }
 #: What a network has to output for a belief ``logp`` about tokens.
 STATED: dict[str, Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]] = {
@@ -133,9 +135,10 @@ STATED: dict[str, Callable[[Any, torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_predictions_of_tokens_are_one_belief(name: str) -> None:
-    process, chain = TOKENS[name], sf.oracles.dirichlet(3, 2)
-    exact, grid = chain.posterior(process), torch.linspace(1, 0, 7, dtype=torch.float64)
-    x1 = process.prior(torch.zeros(200, 2, dtype=torch.int64)).draw(sf.Stream(0))
+    process, graph = TOKENS[name], name.startswith("graph")
+    oracle: Any = sf.oracles.EnumerableGraph(sf.oracles.dirichlet(3, 3).p, 3) if graph else sf.oracles.dirichlet(3, 2)
+    exact, grid = oracle.posterior(process), torch.linspace(1, 0, 7, dtype=torch.float64)
+    x1 = process.prior(oracle.sample(200, 0)).draw(sf.Stream(0))
     truth = sf.sample(exact, process, sf.samplers.get("ddpm"), grid, x1, rng=1)
     for kind in STATED if process.kernel.mask is not None else ("softmax", "posterior"):
         head = HEADS[kind](process)

@@ -97,6 +97,12 @@ def tokens(name: str, case: str) -> Row:
     return Row(name, (case,), cells)
 
 
+def graph() -> Row:
+    """Edges of undirected graphs, drawn once and counted once."""
+    own = tokens("Jump, edges of graphs", "graph")
+    return Row(own.name, own.cases, own.stated | {"evidence bound": "process:test_the_bound_of_graphs_is_the_entropy"})
+
+
 def geodesic(name: str, case: str, order: Cell) -> Row:
     """Geodesics on a manifold that has an exact posterior."""
     cells: dict[str, Cell] = {
@@ -197,6 +203,7 @@ ROWS = (
     tokens("Jump, discretised Gaussian", "ordinal"),
     tokens("Jump, any rate matrix", "rates"),
     tokens("Blocks (block diffusion)", "blocks"),
+    graph(),
     geodesic("Geodesic, torus", "torus", JUMPS),
     geodesic("Geodesic, sphere", "sphere", "(geodesic:test_ddim_on_a_sphere_is_of_first_order)"),
     geodesic("Geodesic, SO(3)", "so3", JUMPS),
@@ -222,6 +229,18 @@ ROWS = (
     ),
     rows("Product, numbers and tokens", "product with tokens"),
     rows("Mixed, in one tensor", "mixed"),
+    Row(
+        "Product, nodes and edges",
+        ("graph with kinds of nodes",),
+        {
+            CHAIN: TOGETHER,
+            SAMPLED: ANY,
+            "order, predictions, training": PARTS,
+            "evidence bound": "process:test_the_bound_of_graphs_is_the_entropy",
+            "pool": "(law:test_joint)",
+            "equivariance": SYMMETRIC,
+        },
+    ),
 )
 
 FLAT = No("it is not curved")
@@ -251,7 +270,8 @@ def manifold(name: str, cases: tuple[str, ...]) -> Row:
 SPACES = (
     flat("Euclidean", "euclidean", "(process:test_rotations_commute)", "(process:test_gaussian_process)"),
     flat("ZeroCoM", "zero-com", SUBSPACE, SUBSPACE),
-    flat("SymmetricEdges", "edges", SUBSPACE, SUBSPACE),
+    flat("SymmetricEdges, numbers", "edges", SUBSPACE, SUBSPACE),
+    flat("SymmetricEdges, tokens", "kinds of edges", f"({SYMMETRIC})", JUMPING),
     manifold("Torus", ("torus",)),
     manifold("Sphere", ("sphere", "spheres")),
     manifold("SO3", ("so3",)),
@@ -302,9 +322,9 @@ def test_a_cell_names_a_test_that_is_run_for_its_process(row: Row) -> None:
 
 @pytest.mark.parametrize(
     ("table", "rows"),
-    [("process:JUMPS", ROWS), ("process:INTERPOLANTS", ROWS), ("process:CHAINLESS", ROWS), ("process:TOGETHER", ROWS),
-     ("process:SCHEDULES", ROWS), ("sampler:GENERAL_CASES", ROWS), ("space:GEODESICS", ROWS), ("space:BROWNIAN", ROWS),
-     ("space:SPACES", SPACES)],
+    [("process:JUMPS", ROWS), ("process:GRAPHS", ROWS), ("process:INTERPOLANTS", ROWS), ("process:CHAINLESS", ROWS),
+     ("process:TOGETHER", ROWS), ("process:SCHEDULES", ROWS), ("sampler:GENERAL_CASES", ROWS),
+     ("space:GEODESICS", ROWS), ("space:BROWNIAN", ROWS), ("space:SPACES", SPACES)],
 )  # fmt: skip
 def test_every_case_of_a_table_has_a_row(table: str, rows: tuple[Row, ...]) -> None:
     """A variant after a comma belongs to the case before it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import sfumato as sf
 from sfumato.processes.interpolant import Bridge, Interpolant, Parabola, SineSquared
 from sfumato.processes.mixed import NUMBERS, TOKENS, Together, join
+from sfumato.spaces import SymmetricEdges
 from sfumato.testing import (
     SigmaPoints,
     check_bridge,
@@ -48,6 +50,15 @@ JUMPS = {
     ),
     "blocks": sf.processes.Blocks(sf.processes.Jump(sf.processes.absorbing(3), sf.schedules.get("flow")), 1),
 }
+#: Kinds of edges of undirected graphs.
+EDGES = SymmetricEdges(size=3)
+GRAPHS = {
+    "graph": sf.processes.Jump(sf.processes.marginal([0.5, 0.2, 0.3]), sf.schedules.get("flow"), EDGES),
+    "graph, masked": sf.processes.Jump(sf.processes.absorbing(3), sf.schedules.get("cosine-continuous"), EDGES),
+}
+#: A clean state of each: two tokens; three nodes, two edges.
+ROW, GRAPH = torch.tensor([[1, 0]]), torch.tensor([[[0, 1, 0], [1, 0, 1], [0, 1, 0]]])
+CLEAN = dict.fromkeys(JUMPS, ROW) | dict.fromkeys(GRAPHS, GRAPH)
 
 
 #: Degradations, and heat: states have no transition from one to the next, only marginals and bridges.
@@ -83,9 +94,9 @@ def test_product() -> None:
     check_process(product_process(), a_product_state())
 
 
-@pytest.mark.parametrize("name", JUMPS)
+@pytest.mark.parametrize("name", JUMPS | GRAPHS)
 def test_jump(name: str) -> None:
-    check_process(JUMPS[name], torch.tensor([[1, 0]]), n=20_000)
+    check_process((JUMPS | GRAPHS)[name], CLEAN[name], n=8_000 if name in GRAPHS else 20_000)
 
 
 #: Numbers and tokens, in a dict and in one tensor.
@@ -98,14 +109,19 @@ TOGETHER: dict[str, tuple[Any, Any]] = {
         sf.processes.mixed.Mixed(gaussian_process("flow"), 2, 3, sf.schedules.get("cosine-continuous")),
         torch.tensor([[1.5, -0.7, 2.0]], dtype=torch.float64),
     ),
+    "graph with kinds of nodes": (
+        sf.processes.Product({"nodes": JUMPS["uniform"], "edges": GRAPHS["graph"]}),
+        {"nodes": torch.tensor([[2, 0, 1]]), "edges": GRAPH},
+    ),
 }
 
 
 @pytest.mark.parametrize("name", TOGETHER)
 def test_numbers_and_tokens(name: str) -> None:
     process, clean = TOGETHER[name]
-    check_process(process, clean, n=20_000)
-    rng, clean = sf.Stream(0), tree_map(lambda v: v.expand(20_000, -1), clean)
+    n = 8_000 if name.startswith("graph") else 20_000
+    check_process(process, clean, n=n)
+    rng, clean = sf.Stream(0), tree_map(lambda v: v.expand(n, *v.shape[1:]), clean)
     end = process.prior(clean).draw(rng)  # a token on its way to a given end is still a draw
     given = process.marginal(clean, 0.4, end).draw(rng)
     check_same_law(given, process.marginal(clean, 0.4).draw(rng), "1 marginal with a given end, t=0.4")
@@ -160,6 +176,26 @@ def test_the_bound_of_tokens_is_the_entropy(name: str, steps: int) -> None:
     assert float((chain.p.flatten() * bound.total).sum()) == pytest.approx(chain.entropy + surplus, abs=1e-9)
 
 
+def outer(*sites: list[float]) -> torch.Tensor:
+    """The table of sites that know nothing of each other."""
+    return functools.reduce(lambda a, b: a[..., None] * b, [torch.tensor(p, dtype=torch.float64) for p in sites])
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("name", [*GRAPHS, "graph with kinds of nodes"])
+def test_the_bound_of_graphs_is_the_entropy(name: str, steps: int) -> None:
+    """Of edges that know nothing of each other; of others, in continuous time, in test_graphs."""
+    process = (GRAPHS | {key: process for key, (process, _) in TOGETHER.items()})[name]
+    edges, nodes = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7]], []
+    if name == "graph, masked":
+        edges = [[0.6, 0.4], [0.9, 0.1], [0.3, 0.7]]
+    if name in TOGETHER:
+        edges, nodes = edges[:1], [[0.3, 0.7], [0.8, 0.2]]
+    alone = sf.oracles.EnumerableGraph(outer(*nodes, *edges), 2 if nodes else 3)
+    bound = alone.elbo(alone.posterior(process), process, torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    assert float((alone.p.flatten() * bound.total).sum()) == pytest.approx(alone.entropy, abs=1e-9)
+
+
 def test_the_bound_of_numbers_and_tokens_is_the_sum_of_entropies() -> None:
     process, _ = TOGETHER["mixed"]
     numbers, tokens = sf.oracles.Gaussian([0.4, -1.0], [0.25, 4.0]), sf.oracles.EnumerableChain([0.6, 0.3, 0.1])
@@ -198,6 +234,12 @@ def tokens(*order: int) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: torch.tensor(order)[x]
 
 
+def renumbered(x: torch.Tensor) -> torch.Tensor:
+    """The nodes of a graph in another order."""
+    order = torch.tensor([2, 0, 1])
+    return x[:, order][:, :, order]
+
+
 def mirrored(x: torch.Tensor) -> torch.Tensor:
     """The last axis turned round: columns of an image, sites of a sequence."""
     return x.flip(-1)
@@ -213,6 +255,12 @@ SYMMETRIES: dict[str, tuple[Callable[[Any], Any], dict[str, Any]]] = {
     "ordinal": (tokens(2, 1, 0), {}),
     "rates": (mirrored, {}),
     "blocks": (tokens(1, 0, 2), {}),
+    "graph": (renumbered, {}),
+    "graph, masked": (lambda x: tokens(1, 0, 2)(renumbered(x)) * (1 - torch.eye(3, dtype=torch.int64)), {}),
+    "graph with kinds of nodes": (
+        lambda x: {"nodes": tokens(1, 2, 0)(x["nodes"][:, [2, 0, 1]]), "edges": renumbered(x["edges"])},
+        {},
+    ),
     "product with tokens": (lambda x: {"x": -x["x"].flip(-1), "kind": tokens(1, 2, 0)(x["kind"])}, {}),
     "mixed": (lambda x: torch.cat([-x[:, [1, 0]], tokens(1, 2, 0, 3)(x[:, 2:].long()).to(x)], 1), {}),
     **{name: (lambda x: -x, COUPLED) for name in INTERPOLANTS},
@@ -226,8 +274,8 @@ def test_symmetries_commute(name: str) -> None:
     act, options = SYMMETRIES[name]
     if name in TOGETHER:
         process, clean = TOGETHER[name]
-    elif name in JUMPS:
-        process, clean = JUMPS[name], torch.tensor([[1, 0]])
+    elif name in CLEAN:
+        process, clean = (JUMPS | GRAPHS)[name], CLEAN[name]
     else:
         process = (INTERPOLANTS | CHAINLESS)[name]
         clean = torch.randn(1, 1, 4, 4, dtype=torch.float64)

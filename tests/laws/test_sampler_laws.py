@@ -17,7 +17,7 @@ from sfumato.oracles import ManifoldData
 from sfumato.processes.interpolant import Bridge, Interpolant, Parabola, SineSquared
 from sfumato.processes.mixed import NUMBERS, TOKENS, Together, join
 from sfumato.samplers import Ancestral
-from sfumato.spaces import Torus
+from sfumato.spaces import SymmetricEdges, Torus
 from sfumato.testing import (
     Independent,
     check_driver,
@@ -180,9 +180,13 @@ def test_a_product(name: str) -> None:
     check_sampler(sf.samplers.get(name), process, oracle, like=like, steps=STEPS[name])
 
 
-TOKENS3 = sf.oracles.EnumerableChain(
-    functools.reduce(lambda a, b: a[..., None] * b, [torch.tensor([0.5, 0.3, 0.2])] * 4)
-)
+def outer(*sites: list[float]) -> torch.Tensor:
+    """The table of sites that know nothing of each other."""
+    return functools.reduce(lambda a, b: a[..., None] * b, [torch.tensor(p, dtype=torch.float64) for p in sites])
+
+
+SKEWED = [0.5, 0.3, 0.2]
+TOKENS3 = sf.oracles.EnumerableChain(outer(*[SKEWED] * 4))
 FLOW = sf.schedules.get("flow")
 RATES = [[-1.5, 1.0, 0.5], [0.2, -0.2, 0.0], [0.6, 1.4, -2.0]]
 SITES = torch.zeros(1, 4, dtype=torch.int64)
@@ -232,6 +236,23 @@ GENERAL_CASES: dict[str, tuple[Any, Any, Any, dict[Any, int]]] = {
         sf.oracles.dirichlet(3, 4),
         SITES,
         {Ancestral(): 8},
+    ),
+    "graph": (
+        processes.Jump(processes.marginal([0.5, 0.2, 0.3]), FLOW, SymmetricEdges(size=3)),
+        sf.oracles.EnumerableGraph(outer(*[SKEWED] * 6), 4),
+        torch.zeros(1, 4, 4, dtype=torch.int64),
+        {Ancestral(): 3},
+    ),
+    "graph with kinds of nodes": (
+        processes.Product(
+            {
+                "nodes": processes.Jump(processes.uniform(3), FLOW),
+                "edges": processes.Jump(processes.absorbing(3), FLOW, SymmetricEdges(size=3)),
+            }
+        ),
+        sf.oracles.EnumerableGraph(outer(*[SKEWED] * 3, *[[0.4, 0.6]] * 3), 3),
+        {"nodes": torch.zeros(1, 3, dtype=torch.int64), "edges": torch.zeros(1, 3, 3, dtype=torch.int64)},
+        {Ancestral(): 3},
     ),
     "product with tokens": (
         processes.Product({"x": processes.Gaussian(FLOW), "kind": processes.Jump(processes.uniform(3), FLOW)}),

@@ -54,6 +54,13 @@ def tokens(*shape: int) -> Tensor:
     return torch.arange(math.prod(shape)).reshape(shape) % 5
 
 
+def kinds(n: int, *channels: int) -> Tensor:
+    """Three graphs of ``n`` nodes."""
+    upper = torch.ones(n, n, dtype=torch.int64).triu(1).reshape(n, n, *[1] * len(channels))
+    drawn = tokens(3, n, n, *channels) * upper
+    return drawn + drawn.transpose(1, 2)
+
+
 #: A space, three members of it, states off it.
 SPACES: dict[str, tuple[Any, Tensor, list[Tensor]]] = {
     "euclidean": (Euclidean(), normal(3, 2), []),
@@ -64,6 +71,23 @@ SPACES: dict[str, tuple[Any, Tensor, list[Tensor]]] = {
         member(SymmetricEdges(MASK), 3, 4, 4, 2),
         [member(SymmetricEdges(), 3, 4, 4, 2), normal(3, 4, 4, 2)],
     ),
+    "kinds of edges": (
+        SymmetricEdges(size=5),
+        kinds(4),
+        [
+            kinds(4) + 1,
+            kinds(4) + torch.eye(4, dtype=torch.int64),
+            tokens(3, 4, 4),
+            normal(3, 4, 4),
+            (kinds(4) == 4) * 5,
+        ],
+    ),
+    "kinds of edges, padded": (
+        SymmetricEdges(MASK, 5),
+        SymmetricEdges(MASK, 5).project(kinds(4)),
+        [kinds(4), SymmetricEdges(MASK, 5).project(kinds(4)).double()],
+    ),
+    "kinds of edges, channels": (SymmetricEdges(size=2), kinds(3, 2).clamp(max=1), []),
     "torus": (Torus(), member(Torus(), 3, 2), [f64([math.pi, 0]), f64([0, -4]), 9 * normal(3, 2)]),
     "torus, two axes": (Torus(), member(Torus(), 3, 2, 2), []),
     "sphere": (Sphere(), member(Sphere(), 3, 4), [normal(3, 4), 1.001 * member(Sphere(), 3, 4)]),

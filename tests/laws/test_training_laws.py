@@ -50,7 +50,7 @@ from sfumato.processes.heat import Widths
 from sfumato.processes.interpolant import Bridge, Interpolant
 from sfumato.schedules import at
 from sfumato.schedules.share import Share
-from sfumato.spaces import SO3, Simplex, Sphere, Torus
+from sfumato.spaces import SO3, Simplex, Sphere, SymmetricEdges, Torus
 from sfumato.testing import MLP as Perceptron
 from sfumato.testing import Lesson, OracleNet, check_training
 from sfumato.testing.training import seeded
@@ -67,6 +67,8 @@ FLOW, COSINE = sf.schedules.get("flow"), sf.schedules.get("cosine-continuous")
 # ------------------------------------------------------------------------------------------------------------ tokens
 
 CHAIN = sf.oracles.dirichlet(3, 2)
+#: Three nodes, three kinds of edges, few likely graphs: edges know of each other.
+GRAPH = sf.oracles.EnumerableGraph(sf.oracles.invariant(sf.oracles.dirichlet(3, 3, concentration=0.1).p, 3), 3)
 
 
 class Sites(nn.Module):
@@ -81,9 +83,9 @@ class Sites(nn.Module):
         return out.reshape(*x.shape, self.size)
 
 
-def token_lesson(process: Any, head: Any, loss: Any) -> Lesson:
+def token_lesson(process: Any, head: Any, loss: Any, oracle: Any = CHAIN, sites: int = 2) -> Lesson:
     """The exact network states the exact belief, less what a head adds to it."""
-    posterior = CHAIN.posterior(process)
+    posterior = oracle.posterior(process)
 
     def exact(x: Tensor, t: Tensor, cond: Any) -> Tensor:
         logp = posterior(x, t.double()).logp
@@ -93,9 +95,9 @@ def token_lesson(process: Any, head: Any, loss: Any) -> Lesson:
             logp = logp + math.log(process.kernel.size - 1)
         return logp.nan_to_num(nan=0.0, neginf=-1e4).clamp(min=-1e4)
 
-    net = seeded(lambda: Sites(2, process.kernel.size))
+    net = seeded(lambda: Sites(sites, process.kernel.size))
     models = (TokenDenoiser(network, head(process)) for network in (net, exact))
-    return Lesson(net, *models, CHAIN.sample, lambda m, x0, t, rng: loss(m, x0, t.double(), rng=rng))
+    return Lesson(net, *models, oracle.sample, lambda m, x0, t, rng: loss(m, x0, t.double(), rng=rng))
 
 
 RATES = [[-1.5, 1.0, 0.5], [0.2, -0.2, 0.0], [0.6, 1.4, -2.0]]
@@ -107,6 +109,13 @@ TOKENS: dict[str, Callable[[], Lesson]] = {
     "ordinal": lambda: token_lesson(Jump(discretised_gaussian(3, 0.5), COSINE), Posterior, DiscreteFlow()),
     "rates": lambda: token_lesson(Jump(RateMatrix(RATES), COSINE), Posterior, D3PM(100, 0.0)),
     "blocks": lambda: token_lesson(Blocks(Jump(absorbing(4), FLOW), 1), Subs, ScoreEntropy()),
+    "graph": lambda: token_lesson(
+        Jump(marginal(GRAPH.marginals["edges"].mean(0)), COSINE, SymmetricEdges(size=3)),
+        Posterior,
+        DiscreteFlow(),
+        GRAPH,
+        9,
+    ),
 }
 
 # ------------------------------------------------------------------------------- texts: blocks, next tokens, vectors

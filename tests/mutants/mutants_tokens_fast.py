@@ -105,8 +105,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "padding has a share of the cost",
         "training/token_objectives.py",
-        "    return flat_sum(terms * process.space.sites(terms))\n\n\ndef _cost(",
-        "    return flat_sum(terms)\n\n\ndef _cost(",
+        "    return counted(terms, process.space.sites(terms))\n\n\ndef _cost(",
+        "    return counted(terms, 1.0)\n\n\ndef _cost(",
         (COST,),
     ),
     Mutant(

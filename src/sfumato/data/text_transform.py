@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int64, Integer
 from torch import Tensor
 
-from sfumato.data.tokenizers import Tokenizer, from_json
+from sfumato.data.tokenizers import Tokenizer, described, from_json
 from sfumato.data.views import View
 from sfumato.errors import Refusal
 
@@ -103,8 +103,9 @@ def _row(transform: TextTransform, what: str, pieces: Sequence[tuple[Tensor, boo
 def prompt(transform: TextTransform, text: str) -> Partial:
     """A row that begins with ``text`` and is free behind it: ``(tokens [L], known [L])``.
 
-    Raises :class:`Refusal` for an empty prompt, characters that the tokenizer does not know, one that is longer than
-    the model, and one that leaves nothing to write.
+    It is read as the training text was: ``text8`` makes "to be " of "To be,".  Raises :class:`Refusal` for an empty
+    prompt, characters that the tokenizer does not know, one that is longer than the model, and one that leaves nothing
+    to write.
     """
     tokens = transform.tokenizer.encode(text)
     if not len(tokens):
@@ -119,7 +120,7 @@ def template(transform: TextTransform, text: str) -> Partial:
     """A row that shows ``text`` and is free at every underscore of it, and behind it: ``(tokens [L], known [L])``.
 
     Raises :class:`Refusal` for a text without underscore, a tokenizer with other tokens than characters, characters
-    that it does not know, and a text that is longer than the model.
+    that it does not know or would change (no given character moves), and a text that is longer than the model.
     """
     if transform.tokenizer.unit != "character":
         raise Refusal(
@@ -128,8 +129,17 @@ def template(transform: TextTransform, text: str) -> Partial:
         )
     if BLANK not in text:
         raise Refusal(f"{text!r} has nothing to fill; write one underscore for every free character, as in TO ___")
+    shown = text.split(BLANK)
+    tokens = [transform.tokenizer.encode(piece) for piece in shown]
+    read = [transform.tokenizer.decode(row) for row in tokens]
+    for piece, back in zip(shown, read, strict=True):
+        if back != piece:
+            raise Refusal(
+                f"the tokenizer {described(transform.tokenizer)} reads {piece!r} as {back!r}, and infilling moves no "
+                f"given character; write {BLANK.join(read)!r}, or train with tokenizer=characters"
+            )
     pieces: list[tuple[Tensor, bool]] = []
-    for k, shown in enumerate(text.split(BLANK)):
+    for k, row in enumerate(tokens):
         pieces += [(torch.zeros(1, dtype=torch.int64), False)] if k else []
-        pieces += [(transform.tokenizer.encode(shown), True)] if shown else []
+        pieces += [(row, True)] if len(row) else []
     return _row(transform, "text", pieces)

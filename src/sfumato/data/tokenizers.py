@@ -26,6 +26,8 @@ from sfumato.spec import parse as parse_spec
 
 #: How many unknown characters a message names.
 NAMED = 8
+#: How much of an alphabet a message shows.
+ALPHABET = 40
 #: The fewest tokens of a byte-level BPE: one for every byte.
 BYTES = 256
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -260,6 +262,14 @@ def _bpe(corpus: Corpus, size: int = 1024) -> Tokenizer:
 #: How each tokenizer is made for a text, and how it is read back.
 _MADE: dict[str, Callable[..., Tokenizer]] = {"characters": _characters, "text8": _text8, "bytes": _bytes, "bpe": _bpe}
 _STORED: dict[str, Callable[..., Tokenizer]] = {"characters": Characters, "text8": Text8, "bytes": Bytes, "bpe": BPE}
+
+
+def described(tokenizer: Tokenizer) -> str:
+    """A tokenizer in few words: its name, its size and the alphabet it is of, as far as a line holds it."""
+    record = tokenizer.to_json()
+    alphabet = repr(record["alphabet"]) if "alphabet" in record else ""
+    alphabet = alphabet if len(alphabet) <= ALPHABET else f"{alphabet[: ALPHABET - 3]}..."
+    return f"{record['name']} of {tokenizer.size}{f' ({alphabet})' if alphabet else ''}"
 
 
 def names() -> tuple[str, ...]:

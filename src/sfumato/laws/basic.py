@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.core import RNG, Law, Space
 from sfumato.errors import Refusal
 from sfumato.spaces.euclidean import Euclidean
-from sfumato.trees import against, flat_sum, tree_map
+from sfumato.trees import against, counted, flat_sum, site_uniforms, tree_map
 
 
 def _no_closed_form(what: str, law: object) -> Refusal:
@@ -144,10 +144,10 @@ class Categorical:
     leaves: ClassVar[tuple[str, ...]] = ("logp",)
 
     def draw(self, rng: RNG) -> Tensor:
-        """One token per site by the inverse cdf: exactly one uniform number a site."""
+        """One token per site by the inverse cdf: exactly one uniform number a free site."""
         p = self.logp.exp()
         cdf = p.cumsum(-1)
-        u = rng.uniform(tuple(p.shape[:-1])).to(p)[..., None] * cdf[..., -1:]
+        u = site_uniforms(self.space, tuple(p.shape[:-1]), rng).to(p)[..., None] * cdf[..., -1:]
         token = torch.searchsorted(cdf, u, right=True)[..., 0]
         # rounding may carry u to the very end of the cdf: stay on the last token that has any mass
         last = p.shape[-1] - 1 - (p > 0).flip(-1).to(torch.int8).argmax(-1)
@@ -155,11 +155,11 @@ class Categorical:
 
     def point(self) -> Tensor:
         """The most likely token of every site."""
-        return self.logp.argmax(-1)
+        return self.space.project(self.logp.argmax(-1))
 
     def nll(self, x: Tensor) -> Tensor:
         """``-log p(x)`` in nats summed over sites, shape ``[b]``."""
-        return flat_sum(-self.logp.gather(-1, x[..., None])[..., 0] * self.space.sites(x))
+        return counted(-self.logp.gather(-1, x[..., None])[..., 0], self.space.sites(x))
 
     def kl(self, other: Law[Any]) -> Tensor:
         """``KL(self || other)`` summed over sites, shape ``[b]``; raises :class:`Refusal` for any other law."""
@@ -169,7 +169,7 @@ class Categorical:
         here = p > 0  # masked before subtracting, so that tokens forbidden on both sides have no gradient
         gap = torch.where(here, self.logp, 0.0) - torch.where(here, other.logp, 0.0)
         terms = (p * gap).sum(-1)
-        return flat_sum(terms * self.space.sites(terms))
+        return counted(terms, self.space.sites(terms))
 
     def tilt(self, ref: Law[Any], w: Any) -> Any:
         """``log p`` moves from the reference's by ``w``; what either forbids (at non-zero weight) stays forbidden."""

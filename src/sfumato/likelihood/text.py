@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sfumato import __version__
+from sfumato.data.tokenizers import described
 from sfumato.errors import Refusal
 from sfumato.metrics import units
 from sfumato.metrics.records import Record
@@ -24,11 +25,19 @@ from sfumato.training.seeds import mix
 def bits_per_character(model: Any, data: Any, windows: int = 128, *, seed: int = 0, batch: int = 32) -> Record:
     """The record ``bits-per-character`` of ``windows`` held-out windows of ``data``, spread evenly over the text.
 
-    Raises :class:`Refusal` where the recipe states no likelihood and for a number of windows that the text has not.
+    Raises :class:`Refusal` where the recipe states no likelihood, for a text cut into other tokens than the model's,
+    and for a number of windows that the text has not.
     """
     likelihood = model.parts.likelihood
     if likelihood is None:
         raise Refusal(f"recipe {model.recipe!r} states no likelihood of text; evaluate its samples")
+    own, other = model.transform.tokenizer, data.transform.tokenizer
+    if own != other:
+        reads, cut = described(own), described(other)
+        raise Refusal(
+            f"the model reads {reads}, {data.name} is cut into {'another ' if cut == reads else ''}{cut}; cut it as "
+            "the model reads: TextData.of(data.corpus, model.transform.tokenizer, model.transform.length)"
+        )
     rows = data.held_out.tensors()["x"]
     if not 1 <= windows <= len(rows):
         raise Refusal(f"windows={windows}: the held-out text has {len(rows)} windows of {rows.shape[1]}; ask for these")

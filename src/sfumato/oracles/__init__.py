@@ -10,6 +10,7 @@ from sfumato.oracles.common import LawDenoiser, Oracle, PointDenoiser
 from sfumato.oracles.coupled import CoupledGaussian, bridge_covariance
 from sfumato.oracles.empirical import Atoms, Empirical
 from sfumato.oracles.gaussian import Gaussian
+from sfumato.oracles.graphs import EnumerableGraph, invariant
 from sfumato.oracles.manifolds import ManifoldAtoms, ManifoldData
 from sfumato.oracles.mixture import GaussianMixture, MixturePosterior
 
@@ -19,6 +20,7 @@ __all__ = [
     "CoupledGaussian",
     "Empirical",
     "EnumerableChain",
+    "EnumerableGraph",
     "Gaussian",
     "GaussianMixture",
     "LawDenoiser",
@@ -29,6 +31,7 @@ __all__ = [
     "PointDenoiser",
     "bridge_covariance",
     "dirichlet",
+    "invariant",
     "staircase",
     "total_variation",
 ]

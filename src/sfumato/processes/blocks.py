@@ -21,6 +21,7 @@ from sfumato.core import RNG, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
+from sfumato.processes.kernels import masks
 from sfumato.spaces.tokens import Tokens
 from sfumato.trees import precise_device
 
@@ -30,8 +31,8 @@ from sfumato.trees import precise_device
 class Blocks:
     """``inner`` (an absorbing process) on blocks of ``size`` sites of states ``[b, L]``.
 
-    Raises :class:`Refusal` for a kernel without a mask token, a size below 1, and sequences that are no whole number of
-    blocks.
+    Raises :class:`Refusal` for a kernel that does not mask at once (a rate matrix may reach its mask by way of other
+    tokens), states other than sequences, a size below 1, and sequences that are no whole number of blocks.
     """
 
     inner: Jump
@@ -40,8 +41,13 @@ class Blocks:
     def __post_init__(self) -> None:
         if self.size < 1:
             raise Refusal(f"block={self.size}: a block holds at least 1 token")
-        if self.inner.kernel.mask is None:
-            raise Refusal("blocks appear one after the other from masks; use an absorbing kernel")
+        if not masks(self.inner.kernel):
+            raise Refusal(
+                f"blocks appear one after the other from masks, which {self.inner.kernel!r} does not go to at once; "
+                "use absorbing(size)"
+            )
+        if not isinstance(self.inner.space, Tokens):
+            raise Refusal(f"blocks are of sequences [b, L], not of {type(self.inner.space).__name__}; give Tokens")
 
     @property
     def kernel(self) -> Any:

@@ -23,10 +23,10 @@ from torch import Tensor
 from sfumato.core import RNG, Law, Time
 from sfumato.errors import Refusal
 from sfumato.laws import Categorical, Dirac, Through
-from sfumato.processes.kernels import Kernel, beside, log_add, masks, one_hot_log, safe_log, widest
+from sfumato.processes.kernels import Kernel, beside, log_add, masks, numbers, one_hot_log, safe_log, widest
 from sfumato.schedules import ZERO_ALPHA, Schedule, Table, at, rates, wide
 from sfumato.spaces.tokens import Tokens
-from sfumato.trees import flat_sum
+from sfumato.trees import counted, site_uniforms
 
 #: Tokens ``[b, ...]`` and numbers for every token of the vocabulary ``[b, ..., K]``.
 State = Int[Tensor, "b ..."]
@@ -38,7 +38,7 @@ def survival(jumps: Any) -> Table:
     ``alpha(k / T) = prod over i <= k of (1 - jumps[i])``, ``-log(alpha)`` linear between.  Raises :class:`Refusal`
     unless every chance lies strictly between 0 and 1; absorbing chains that end in 1 / 1 are the schedule 'flow'.
     """
-    left = 1 - torch.as_tensor(jumps, dtype=torch.float64)
+    left = 1 - numbers(jumps, "jump chances")
     if left.ndim != 1 or len(left) == 0 or not bool(((left > 0) & (left < 1)).all()):
         raise Refusal("jump chances must lie strictly between 0 and 1; for D3PM's absorbing 1/(T-k+1) use 'flow'")
     return Table.from_betas(1 - left**2, "survival")  # a table keeps alpha^2
@@ -49,10 +49,11 @@ def survival(jumps: Any) -> Table:
 class Jump:
     """Tokens destroyed by ``kernel`` along ``schedule`` (its ``alpha``); states are int64 ``[b, ...]``.
 
-    ``space``: :class:`~sfumato.spaces.tokens.Tokens`, by default all tokens of the kernel without padding.  Raises
-    :class:`Refusal` where the space has another vocabulary or pads with the mask, where the schedule destroys nothing
-    (``alpha = 1``), and for an absorbing kernel whose schedule leaves a token unmasked at ``t = 1``: its bound would be
-    infinite.
+    ``space``: :class:`~sfumato.spaces.tokens.Tokens`, by default all tokens of the kernel without padding, or the
+    :class:`~sfumato.spaces.symmetric_edges.SymmetricEdges` of a vocabulary, each of which is drawn and counted once.
+    Raises :class:`Refusal` where the space has no vocabulary, another one, or pads with the mask, where the schedule
+    destroys nothing (``alpha = 1``), and for an absorbing kernel whose schedule leaves a token unmasked at ``t = 1``:
+    its bound would be infinite.
     """
 
     kernel: Kernel
@@ -62,12 +63,18 @@ class Jump:
     def __post_init__(self) -> None:
         if self.space is None:
             object.__setattr__(self, "space", Tokens(self.kernel.size))
-        if self.space.size != self.kernel.size:
+        vocabulary = getattr(self.space, "size", None)
+        if vocabulary is None:
             raise Refusal(
-                f"a space of {self.space.size} tokens but a kernel of {self.kernel.size}; "
+                f"{type(self.space).__name__} holds numbers, and a Jump moves tokens; give Tokens or SymmetricEdges of "
+                f"size={self.kernel.size}"
+            )
+        if vocabulary != self.kernel.size:
+            raise Refusal(
+                f"a space of {vocabulary} tokens but a kernel of {self.kernel.size}; "
                 "give both one vocabulary (a mask token counts)"
             )
-        if self.space.real is not None and self.kernel.mask == 0:
+        if getattr(self.space, "padded", False) and self.kernel.mask == 0:
             raise Refusal("padding holds token 0, which is this kernel's mask; give the mask another token")
         left = at(self.schedule, 1.0)[0]
         if left >= 0.999:
@@ -166,7 +173,7 @@ class Jump:
         needs no ``K`` numbers a site for it."""
         if end is not None:
             return self.marginal(x0, t, end).draw(rng)
-        u = rng.uniform(tuple(x0.shape)).to(x0.device)
+        u = site_uniforms(self.space, tuple(x0.shape), rng).to(x0.device)
         drawn: Tensor = self.space.project(self.kernel.redraw(x0, self.signal(t, x0), u))
         return drawn
 
@@ -260,7 +267,7 @@ class Jump:
         against = torch.where(known, log_r, 0.0).exp() * (torch.expm1(gap) - gap)
         terms = torch.where(known, against, torch.where(speed > 0, log_s, -math.inf).exp()) * speed
         total = terms.sum(-1)
-        return flat_sum(total * self.space.sites(total))
+        return counted(total, self.space.sites(total))
 
 
 def _logp(q: Any) -> Tensor:

@@ -122,8 +122,18 @@ class Kernel(Protocol):
         ...
 
 
+def numbers(values: Any, what: str) -> Tensor:
+    """``values`` as float64; raises :class:`Refusal` for what is no table of numbers (ragged rows, a name, None)."""
+    try:
+        return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        told = " ".join(repr(values).split())
+        told = told if len(told) <= 60 else f"{told[:57]}..."
+        raise Refusal(f"{what} of {told}: give numbers, in rows of one length") from None
+
+
 def _law(p: Any, what: str) -> Tensor:
-    values = torch.as_tensor(p, dtype=torch.float64)
+    values = numbers(p, what)
     total = float(values.sum()) if values.ndim == 1 and len(values) else math.nan
     if not (values.ndim == 1 and bool((values >= 0).all()) and abs(total - 1) < 1e-6):
         raise Refusal(f"{what} must be a law over tokens: non-negative, of sum 1, not of sum {total:.6g}")
@@ -266,7 +276,7 @@ def uniform(size: int) -> RankOne:
 
 def marginal(pi: Any) -> RankOne:
     """Tokens are redrawn from ``pi [K]``, most often the data's own frequencies (DiGress, Vignac et al. 2023)."""
-    return RankOne(torch.as_tensor(pi, dtype=torch.float64))
+    return RankOne(numbers(pi, "pi"))
 
 
 @final
@@ -284,17 +294,18 @@ class RateMatrix:
     limit: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        rates = torch.as_tensor(self.rates, dtype=torch.float64)
+        rates = numbers(self.rates, "a rate matrix")
         if rates.ndim != 2 or rates.shape[0] != rates.shape[1] or len(rates) < 2:
             raise Refusal(f"a rate matrix of shape {tuple(rates.shape)}; it must be [K, K] with K of at least 2")
         off = rates - rates.diagonal().diag()
         if bool((off < 0).any()) or not bool(torch.isfinite(rates).all()):
             raise Refusal(f"a rate matrix with an off-diagonal entry of {float(off.min()):.3g}; rates are at least 0")
         sums = rates.sum(1)
-        worst = int(sums.abs().argmax())
-        if float(sums[worst].abs()) > 1e-6 * max(1.0, float(rates.abs().max())):
+        wrong = (sums.abs() - 1e-6 * rates.abs().amax(1) > 0).nonzero()  # each row in its own units
+        if len(wrong):
+            first = int(wrong[0])
             raise Refusal(
-                f"row {worst} of the rate matrix sums to {float(sums[worst]):.3g}, must be 0; "
+                f"row {first} of the rate matrix sums to {float(sums[first]):.3g}, must be 0; "
                 "set the diagonal to minus the sum of the rest of the row"
             )
         object.__setattr__(self, "rates", off - off.sum(1).diag())
@@ -449,5 +460,6 @@ def discretised_gaussian(size: int, beta: float = 0.02) -> RateMatrix:
     Doubly stochastic, so that the limit is uniform.  Raises as :func:`gaussian_matrix`.
     """
     step = gaussian_matrix(size, beta)
-    gap = 1 - float(torch.linalg.eigvalsh(step)[-2])
-    return RateMatrix((step - torch.eye(size, dtype=torch.float64)) / gap)
+    off = step - step.diagonal().diag()
+    rates = off - off.sum(1).diag()  # Q - I whose rows sum to 0 to their own last digit
+    return RateMatrix(rates / -float(torch.linalg.eigvalsh(rates)[-2]))

@@ -7,13 +7,15 @@ Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spa
 * head: the network predicts ``x0`` before it looks at the token itself, and ``q(x_s, x_t | x0)`` is summed over it
   (eq. 4), in closed form;
 * loss (eq. 5): ``L_vb + lambda L_ce``, the bound at one random step plus ``lambda`` times the cross-entropy of ``x0``,
-  both times T, so that the first is in nats of the text (their code: ``lambda`` .01 with masks, 0 for uniform);
+  both times T, so that the first is in nats of the text; ``lambda`` (``auxiliary``) is .01 with masks and 0 for the
+  others unless given, as in their code for text;
 * sampling: the ancestral chain, of T steps or fewer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 from sfumato import schedules
@@ -31,7 +33,7 @@ from sfumato.training.token_objectives import D3PM
 @final
 @dataclass(frozen=True)
 class Settings:
-    """``kernel``: absorb, uniform or gaussian; ``chain_steps``: T; ``auxiliary``: lambda."""
+    """``kernel``: absorb, uniform or gaussian; ``chain_steps``: T; ``auxiliary``: lambda (see :func:`settle`)."""
 
     kernel: str = "absorb"
     chain_steps: int = 1000
@@ -56,6 +58,12 @@ class Settings:
         return int(self.kernel == "absorb")
 
 
+def settle(given: Mapping[str, Any]) -> Settings:
+    """The defaults: without masks the loss is the bound alone."""
+    defaults = Settings()
+    return defaults if given.get("kernel", defaults.kernel) == defaults.kernel else replace(defaults, auxiliary=0.0)
+
+
 def compose(settings: Settings, net: Any) -> Composition:
     """The chain's kernel and schedule, a network that predicts ``x0``, and the hybrid loss at a uniform step."""
     size, steps = net.settings["vocabulary"], settings.chain_steps
@@ -77,4 +85,5 @@ RECIPE = Recipe(
     compose=compose,
     kind="text",
     make=text_net,
+    settle=settle,
 )

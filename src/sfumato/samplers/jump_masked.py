@@ -21,6 +21,7 @@ from sfumato.errors import Refusal
 from sfumato.guidance.tempered import require_categorical, tempered
 from sfumato.laws import Categorical
 from sfumato.processes.jump import Jump
+from sfumato.processes.kernels import masks
 from sfumato.randomness import Uniforms
 from sfumato.samplers.ancestral import Ancestral, advice, has_tokens, require_rng
 from sfumato.samplers.history import require_choice
@@ -30,8 +31,8 @@ SMALLEST = 2.0**-25
 
 
 def mask_of(process: Any, sampler: object) -> int:
-    """The token that an absorbing process ends in; raises :class:`Refusal` where it is none, and for blocks, whose
-    order is fixed."""
+    """The token that an absorbing process turns all into; raises :class:`Refusal` where there is none, or it is reached
+    by way of others, and for blocks, whose order is fixed."""
     name = type(sampler).__name__
     if not isinstance(process, Jump):
         raise Refusal(
@@ -39,9 +40,11 @@ def mask_of(process: Any, sampler: object) -> int:
             if has_tokens(process)
             else f"{name} shows masked tokens, and {type(process).__name__} has none; {advice(process)}"
         )
-    mask = process.kernel.mask
+    mask = process.kernel.mask if masks(process.kernel) else None
     if mask is None:
-        raise Refusal(f"{name} shows masked tokens, and this Jump process masks none; use 'ddpm' or 'discrete-euler'")
+        raise Refusal(
+            f"{name} shows masked tokens, and this Jump process masks none at once; use 'ddpm' or 'discrete-euler'"
+        )
     return mask
 
 
@@ -157,7 +160,7 @@ class ConfidenceOrdered:
             gumbel = -(-noise.clamp(min=SMALLEST).log()).log()
             scores = scores + self.noise * (1 - alpha_s) * gumbel.to(scores)
         chosen = best(scores, masked, shown.to(x.device)).reshape(x.shape)
-        return torch.where(chosen, tokens, x), whole
+        return process.space.project(torch.where(chosen, tokens, x)), whole
 
 
 # ---- one token at a time, at its own time ------------------------------------------------------------------------
@@ -214,7 +217,8 @@ class FirstHitting:
             if hits % self.at_once == 0:
                 law = require_categorical(model(x, _time_of(process, level.clamp(min=end)).float().to(x.device)), self)
             hits += 1
-            x = _show(law, x, masked, u[:, 1:].to(x.device), walking.to(x.device))
+            shown = _show(law, x, masked, u[:, 1:].to(x.device), walking.to(x.device))
+            x = process.space.project(shown)
 
 
 def _time_of(process: Any, level: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

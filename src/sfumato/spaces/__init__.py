@@ -1,8 +1,9 @@
 """Where states live: what noise is there, which states are members, which coordinates count.
 
-Subspaces of R^n: ``Euclidean``, ``ZeroCoM(mask)``, ``SymmetricEdges(mask)``; ``Tokens``; manifolds, with geodesics
-(:class:`~sfumato.spaces.manifold.Manifold`): ``Torus``, ``Sphere``, ``SO3``, ``Simplex``.  Heat kernels:
-:mod:`~sfumato.spaces.wrapped_normal` on the circle, :mod:`~sfumato.spaces.igso3` on rotations.
+Subspaces of R^n: ``Euclidean``, ``ZeroCoM(mask)``, ``SymmetricEdges(mask)``; tokens: ``Tokens(size)`` and, on the edges
+of graphs, ``SymmetricEdges(mask, size)``; manifolds, with geodesics (:class:`~sfumato.spaces.manifold.Manifold`):
+``Torus``, ``Sphere``, ``SO3``, ``Simplex``.  Heat kernels: :mod:`~sfumato.spaces.wrapped_normal` on the circle,
+:mod:`~sfumato.spaces.igso3` on rotations.
 """
 
 from sfumato.spaces.euclidean import Euclidean

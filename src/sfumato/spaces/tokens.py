@@ -44,6 +44,11 @@ class Tokens:
     def __hash__(self) -> int:
         return hash(self.size)
 
+    @property
+    def padded(self) -> bool:
+        """Whether some sites hold token 0 for good."""
+        return self.real is not None
+
     def noise(self, like: Tensor, rng: RNG) -> Int[Tensor, "..."]:
         """Uniform tokens shaped and placed like ``like``: one uniform number a site."""
         return self.project((rng.uniform(tuple(like.shape)) * self.size).long().to(like.device))

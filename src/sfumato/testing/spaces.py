@@ -8,7 +8,7 @@ seed alone; on manifolds ``exp`` and ``log`` are inverse, distances are lengths 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -64,7 +64,8 @@ def _check_dimension(space: Space, x: Tensor, rng: RNG, name: str, n: int = 4000
         own = _restrict(space, k, x)
         noise = own.noise(copies, rng)
         if not noise.is_floating_point():
-            _check_uniform(noise, own.size, int(dof[k]), name)
+            require(own.contains(noise), "2 membership", f"{name}: noise leaves the space")
+            _check_uniform((noise * own.sites(noise)).long(), own.size, int(dof[k]), name)
             continue
         rank = int(torch.linalg.matrix_rank(columns(noise)[:400], rtol=1e-6))
         require(rank == int(dof[k]), "dimension", f"{name}: noise spans {rank} dimensions, dof is {int(dof[k])}")
@@ -74,7 +75,7 @@ def _check_dimension(space: Space, x: Tensor, rng: RNG, name: str, n: int = 4000
 
 
 def _check_uniform(noise: Tensor, size: int, dof: int, name: str) -> None:
-    """Tokens ``[n, ...]`` are uniform at ``dof`` independent sites and 0 at all others."""
+    """Tokens ``[n, ...]`` are uniform at ``dof`` independent sites and 0 at all others (mirrored ones among them)."""
     sites = columns(noise)
     real = sites[:, (sites != 0).any(0)]
     if size == 1 or dof == 0:  # the only token is 0
@@ -98,7 +99,12 @@ def _restrict(space: Any, k: int, x: Tensor) -> Any:
     mask, real = getattr(space, "mask", None), getattr(space, "real", None)
     if real is not None:
         return replace(space, real=real.expand(x.shape)[k : k + 1])
-    return space if mask is None else type(space)(mask[k % len(mask)][None])
+    if mask is None:
+        return space
+    row = mask[k % len(mask)][None]
+    if is_dataclass(space) and not isinstance(space, type):
+        return replace(space, mask=row)
+    return type(space)(row)
 
 
 def _check_noise_streams(space: Space, x: Tensor, name: str) -> None:

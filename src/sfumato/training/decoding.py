@@ -24,14 +24,17 @@ def _require_text(model: Any, what: str) -> None:
 def given(model: Any, prompt: str | None, infill: str | None) -> Given | None:
     """The tokens that a prompt or an infilling fixes; None without either.
 
-    Raises :class:`Refusal` for both at once, a text that is longer than the model or holds unknown characters, and for
-    an infilling of a model that writes from left to right.
+    Raises :class:`Refusal` for what is no string, for both at once, a text that is longer than the model or holds
+    unknown characters, and for an infilling of a model that writes from left to right.
     """
     from sfumato.data import text
 
     if prompt is None and infill is None:
         return None
     _require_text(model, "a prompt" if infill is None else "an infilling")
+    for name, asked in (("prompt", prompt), ("infill", infill)):
+        if not isinstance(asked, str | None):
+            raise Refusal(f"{name}={asked!r} is no text; give a string")
     if model.parts.codec is not None:
         raise Refusal(f"{model.recipe} has no tokens to hold while it samples; use mdlm for prompts and infilling")
     if prompt is not None and infill is not None:

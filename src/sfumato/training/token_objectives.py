@@ -28,7 +28,7 @@ from sfumato.processes.jump import Jump
 from sfumato.processes.kernels import masks
 from sfumato.randomness import Uniforms, as_rng
 from sfumato.training.times import EDGE
-from sfumato.trees import cast, flat_sum
+from sfumato.trees import cast, counted
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ def _noised(process: Any, x0: Tensor, t: Time, rng: Any, eps: Tensor | None, end
 
 
 def _sum(process: Any, terms: Tensor) -> Tensor:
-    return flat_sum(terms * process.space.sites(terms))
+    return counted(terms, process.space.sites(terms))
 
 
 def _cost(denoiser: Any, x0: Tensor, x_t: Tensor, t: Time, cond: Cond | None) -> Tensor:
@@ -259,7 +259,7 @@ def flow_divergence(
     here = true > 0
     gap = torch.where(here, true, 1.0).log() - torch.where(here, stated, 1.0).log()
     terms = (stated - true + torch.where(here, true * gap, 0.0)).sum(-1)
-    return flat_sum(terms * process.space.sites(terms))
+    return counted(terms, process.space.sites(terms))
 
 
 def nelbo(
