@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
 import inspect
+import io
 import json
 import math
 import re

@@ -125,8 +125,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "decoding of masks that are reached by way of other tokens",
         "samplers/jump_masked.py",
-        "if isinstance(process, Jump) and masks(process.kernel) else None",
-        "if isinstance(process, Jump) else None",
+        "mask = process.kernel.mask if masks(process.kernel) else None",
+        "mask = process.kernel.mask",
         ("tests/test_jump_samplers.py::test_refusals",),
     ),
     Mutant(
