@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sfumato as sf
+from sfumato.oracles.problems import unequal
 
 ROOT = Path(__file__).parents[1]
 RECORD: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / "solver_accuracy.json").read_text())
@@ -40,7 +41,7 @@ def test_our_best_is_no_worse_than_any_peer(cell: dict[str, Any]) -> None:
 def test_a_stored_error_is_what_the_solver_does() -> None:
     """One cell again: 64 dimensions, six evaluations, where the peers come nearest."""
     cell = next(c for c in CELLS if (c["mixture"], c["schedule"], c["nfe"]) == ("4 modes, 64-D", "karras", 6))
-    process, oracle = sf.processes.Gaussian(sf.schedules.get("karras")), sf.oracles.problems.unequal()
+    process, oracle = sf.processes.Gaussian(sf.schedules.get("karras")), unequal()
     x1 = process.prior(torch.zeros(RECORD["batch"], 64, dtype=torch.float64)).draw(sf.Stream(RECORD["seed"]))
     truth, ours = oracle.flow(process, x1, 1.0, 0.0), cell["best"]["ours"]
     grid = sf.grids.build(ours["grid"])(process.schedule, 6)
