@@ -141,6 +141,13 @@ def test_a_refusal_of_a_sampler_advises_one_that_works(name: str) -> None:
     assert taken or name.startswith("poses")
 
 
+@pytest.mark.parametrize("name", ["numbers and tokens in one tensor", "coupled numbers and tokens in one tensor"])
+def test_tokens_beside_numbers_have_no_points_to_follow(name: str) -> None:
+    process, oracle = CASES[name]()
+    with pytest.raises(sf.Refusal, match="tokens have none between them; use 'ddpm'"):
+        runs(process, oracle, sf.samplers.get("ddim"))
+
+
 def test_a_part_that_needs_more_calls_is_told_what_takes_one() -> None:
     for key, name in (("x", "heun"), ("kind", "tau-leaping:corrections=1"), ("angle", "heun")):
         process, oracle = product(x=LINE, kind=MASKED, angle=BENT)

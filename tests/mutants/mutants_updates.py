@@ -68,7 +68,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "samplers/ancestral.py",
         "whole = process.product if isinstance(process, Mixed) else process",
         "whole = process.gaussian if isinstance(process, Mixed) else process",
-        (FOLLOWED,),
+        (f"{ADVICE}::test_tokens_beside_numbers_have_no_points_to_follow",),
     ),
     Mutant(
         "predictions are not moved to the nearest embedding",
